@@ -14,10 +14,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs build constraints clean
+.PHONY: help demo test test-paths lint docs build constraints clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; \
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; \
 		do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/ready  ## train on real digits while clients lie; print and draw what survives (DEMO="--f 2 ...")
@@ -25,6 +25,15 @@ demo: $(VENV)/ready  ## train on real digits while clients lie; print and draw w
 
 test: $(VENV)/ready-dev  ## run the whole test suite (TEST="-m 'not slow' tests/core ...")
 	$(BIN)/python -m pytest $(TEST)
+
+# What every path must agree on: the definitions, their properties, and the passes themselves.
+NUMBERS := tests/operators/test_golden.py tests/operators/test_golden_search.py tests/operators/test_properties.py tests/core
+
+test-paths: $(VENV)/ready-dev  ## run the numbers' tests on each path alone: compiled kernels, torch, a GPU if there is one
+	BYZFLOW_KERNELS=c $(BIN)/python -m pytest -q $(NUMBERS)
+	BYZFLOW_KERNELS=torch $(BIN)/python -m pytest -q $(NUMBERS)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		BYZFLOW_TEST_DEVICE=cuda $(BIN)/python -m pytest -q $(NUMBERS); else echo "no GPU here: its path is not tested"; fi
 
 lint: $(VENV)/ready-dev  ## check style and types
 	$(BIN)/ruff check .

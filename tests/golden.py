@@ -14,6 +14,7 @@ from torch import Tensor
 
 FOLDER = Path(os.environ.get("BYZFLOW_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 PRESENT = (FOLDER / "cases.json").exists()
+DEVICE = os.environ.get("BYZFLOW_TEST_DEVICE", "cpu")  # "cuda" takes every case through the GPU's path
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -31,12 +32,12 @@ def _arrays() -> dict[str, np.ndarray]:
 
 def rows(case: dict[str, Any]) -> Tensor:
     """The (n, d) input, in the dtype of the case."""
-    return torch.from_numpy(_arrays()[case["x"]]).to(DTYPES[case["dtype"]])
+    return torch.from_numpy(_arrays()[case["x"]]).to(DEVICE, DTYPES[case["dtype"]])
 
 
 def extras(case: dict[str, Any]) -> dict[str, Tensor]:
     """The extra arrays, by the names that calls take."""
-    return {name: torch.from_numpy(_arrays()[key]) for name, key in case.get("extras", {}).items()}
+    return {name: torch.from_numpy(_arrays()[key]).to(DEVICE) for name, key in case.get("extras", {}).items()}
 
 
 def differs(case: dict[str, Any], got: Tensor) -> str:
@@ -44,7 +45,7 @@ def differs(case: dict[str, Any], got: Tensor) -> str:
     errors = []
     for key in [case["expected"], *case.get("alternatives", [])]:
         expected = np.atleast_2d(_arrays()[key].astype(np.float64))
-        actual = np.atleast_2d(got.double().numpy())
+        actual = np.atleast_2d(got.double().cpu().numpy())
         if actual.shape != expected.shape:
             errors.append(f"shape {actual.shape}, expected {expected.shape}")
             continue
