@@ -154,9 +154,9 @@ INLINE int NAME(sort_columns)(const T *const *rows, T *tile, const int B, const 
             for (int i = 0; i < N; i++) tile[i * B + c + j] = v[i];
         }
     }
-    T sum = 0;
-    for (int j = 0; j < 16; j++) sum += odd[j];
-    return sum != 0; /* as NaN is */
+    int found = 0;
+    for (int j = 0; j < 16; j++) found |= odd[j] != 0; /* as NaN is */
+    return found;
 }
 
 /* The same for any number of rows up to RUN; behind them are pointers to PAD rows that sort last, and room for these. */
@@ -208,24 +208,33 @@ INLINE void NAME(reduce)(const T *restrict tile, int m, const program *p, double
         for (int j = 0; j < B; j++) out[j] = (out[j] + below * first[j] + above * last[j]) / m;
         return;
     }
-    const double size = high - low;
-    for (int j = 0; j < B; j++) out[j] /= size;
+    if (high - low > 2) {
+        const double size = high - low;
+        for (int j = 0; j < B; j++) out[j] /= size;
+    } else if (high - low == 2) {
+        for (int j = 0; j < B; j++) out[j] *= 0.5; /* the same, without the time of a division */
+    }
     if (p->mode != NEAREST_MEAN) return;
     /* The values nearest to the pivot are neighbours in the column: a window moves up while that brings it nearer. */
-    const int count = p->count;
-    double start[B], sum[B];
-    for (int j = 0; j < B; j++) start[j] = 0;
-    for (int s = 0; s + count < m; s++) {
-        const T *first = tile + (size_t)s * B, *next = tile + (size_t)(s + count) * B;
-        for (int j = 0; j < B; j++) start[j] += out[j] - first[j] > next[j] - out[j] ? 1.0 : 0.0;
+    const int count = p->count, moves = m - count;
+    double end[B], sum[B];
+    for (int j = 0; j < B; j++) end[j] = count;
+    for (int s = 0; s < moves; s++) {
+        const T *first = tile + (size_t)s * B, *next = first + (size_t)count * B;
+        for (int j = 0; j < B; j++) end[j] += out[j] - first[j] > next[j] - out[j] ? 1.0 : 0.0;
     }
-    for (int j = 0; j < B; j++) sum[j] = 0;
-    for (int i = 0; i < m; i++) {
+    for (int j = 0; j < B; j++) sum[j] = end[j] <= count ? (double)tile[j] : 0.0;
+    for (int i = 1; i < m; i++) {
         const T *row = tile + (size_t)i * B;
-        if (i >= m - count && i < count) /* in the window wherever it is */
+        const double least = i, most = i + count; /* row i is in the windows that end behind i, and by i + count */
+        if (i < moves && i < count)
+            for (int j = 0; j < B; j++) sum[j] += end[j] <= most ? (double)row[j] : 0.0;
+        else if (i < moves)
+            for (int j = 0; j < B; j++) sum[j] += end[j] <= most && end[j] > least ? (double)row[j] : 0.0;
+        else if (i < count)
             for (int j = 0; j < B; j++) sum[j] += row[j];
         else
-            for (int j = 0; j < B; j++) sum[j] += i >= start[j] && i < start[j] + count ? (double)row[j] : 0.0;
+            for (int j = 0; j < B; j++) sum[j] += end[j] > least ? (double)row[j] : 0.0;
     }
     for (int j = 0; j < B; j++) out[j] = sum[j] / count;
 }
