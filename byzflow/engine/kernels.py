@@ -46,6 +46,20 @@ class _Program(ctypes.Structure):
     )
 
 
+_PASS = (
+    ctypes.c_void_p,  # rows
+    ctypes.c_int,  # n
+    ctypes.c_ssize_t,  # d
+    ctypes.c_void_p,  # weights
+    ctypes.c_int,  # m
+    ctypes.c_void_p,  # program
+    ctypes.c_void_p,  # out
+    ctypes.c_void_p,  # bad
+    ctypes.c_void_p,  # tile
+    ctypes.c_void_p,  # source
+)
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled passes, None where torch runs them. Raises ByzflowError if BYZFLOW_KERNELS=c and there are none."""
@@ -134,22 +148,24 @@ def run(
         comparators = network(m, *rule.ranks(m))
         program = _Program(rule.code, rule.low, rule.high, rule.count, len(comparators), comparators.ctypes.data)
     function = getattr(lib, f"byzflow_pass_{SUFFIX[dtype]}")
+    function.argtypes = _PASS
+    room = (n + m + 2 * PAD) * BLOCK * dtype.itemsize  # of the tile; the pointers lie behind it
 
     def part(start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         bad = np.zeros(n, dtype=np.uint8)
-        tile = _aligned((n + m + 2 * PAD) * BLOCK * dtype.itemsize)
-        source = np.empty(n + m + PAD, dtype=np.uintp)
+        scratch = _aligned(room + (n + m + PAD) * ctypes.sizeof(ctypes.c_void_p))
+        tile = scratch.ctypes.data
         function(
             _pointers(rows, start),
-            ctypes.c_int(n),
-            ctypes.c_ssize_t(stop - start),
-            ctypes.c_void_p(None if mixing is None else mixing.data_ptr()),
-            ctypes.c_int(m),
+            n,
+            stop - start,
+            None if mixing is None else mixing.data_ptr(),
+            m,
             ctypes.byref(program),
             _pointers(out, start),
-            bad.ctypes.data_as(ctypes.c_void_p),
-            tile.ctypes.data_as(ctypes.c_void_p),
-            source.ctypes.data_as(ctypes.c_void_p),
+            bad.ctypes.data,
+            tile,
+            tile + room,
         )
         return bad
 
