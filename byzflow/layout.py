@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+HUGE = 1 << 21  # bytes of a huge page
+
 Flat = list[Tensor]
 """An answer on its way: one flat tensor a leaf."""
 
@@ -90,6 +92,8 @@ def _room(count: int, leaf: Leaf, device: torch.device) -> Tensor:
     """(count, numel), one block: page by page, room costs more than what is written to it."""
     if device.type != "cpu" or not count * leaf.numel:
         return torch.empty(count, leaf.numel, dtype=leaf.dtype, device=device)
-    # numpy asks for huge pages, torch does not
-    block = np.empty(count * leaf.numel * leaf.dtype.itemsize, dtype=np.uint8)
+    # numpy asks for huge pages from 4 MiB on, torch does not; only whole ones that start where one can are given
+    size = count * leaf.numel * leaf.dtype.itemsize
+    room = np.empty(max(size + HUGE, 2 * HUGE) if size >= HUGE else size, dtype=np.uint8)
+    block = room[-room.ctypes.data % HUGE :][:size] if len(room) > size else room
     return torch.from_numpy(block).view(leaf.dtype).view(count, leaf.numel)

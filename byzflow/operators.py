@@ -18,6 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -407,6 +408,7 @@ def keywords(cls: type[Operator], method: str) -> frozenset[str]:
     return _KEYWORDS[function]
 
 
+@cache
 def extras_of(cls: type[Operator]) -> frozenset[str]:
     """Names of the extras that an operator class takes: its vectors and the keyword-only arguments of its methods."""
     names = frozenset().union(*(keywords(cls, method) for method in ("weights", "finish", "columns", "produce")))

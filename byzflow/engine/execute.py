@@ -68,6 +68,8 @@ class Call:
 
     def taken(self, stage: Operator, method: str | None = None) -> dict[str, Any]:
         """The extras that a stage takes, or one of its methods, other than vectors."""
+        if not self.extras:
+            return {}
         names = stage.accepts - stage.vector_names
         if method is not None:
             names &= keywords(type(stage), method)

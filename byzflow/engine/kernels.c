@@ -43,6 +43,28 @@ static inline v8 byzflow_lanes(v8 a, v8 b, v8i lanes) {
 }
 #endif
 
+/* Rows that are sorted at a time in registers, more of them that fill such a run up, and tiles that are fetched ahead.
+ * RUN and PAD are in kernels.py too. */
+#define RUN 32
+#define PAD 3
+#ifndef AHEAD
+#define AHEAD 2
+#endif
+
+/* One level of Batcher's network for N values v, in which sorted runs of p are merged: v[i] and v[i + k] are compared. */
+#define LEVEL(p, k)                                                                                \
+    _Pragma("GCC unroll 32") for (int i = 0; i < N - (k); i++)                                     \
+        if (i >= (k) % (p) && (i - (k) % (p)) / (k) % 2 == 0 && i / (2 * (p)) == (i + (k)) / (2 * (p))) { \
+            const T x = v[i], y = v[i + (k)];                                                      \
+            v[i] = y < x ? y : x; /* two comparisons, so that the compiler sees a minimum and a maximum */ \
+            v[i + (k)] = x < y ? y : x;                                                            \
+        }
+#define MERGES_1 LEVEL(1, 1)
+#define MERGES_2 LEVEL(2, 2) LEVEL(2, 1)
+#define MERGES_4 LEVEL(4, 4) LEVEL(4, 2) LEVEL(4, 1)
+#define MERGES_8 LEVEL(8, 8) LEVEL(8, 4) LEVEL(8, 2) LEVEL(8, 1)
+#define MERGES_16 LEVEL(16, 16) LEVEL(16, 8) LEVEL(16, 4) LEVEL(16, 2) LEVEL(16, 1)
+
 /* What is done with a sorted column; the same numbers are in kernels.py. */
 enum { STORE = 0, RANK_MEAN = 1, CLAMPED_MEAN = 2, NEAREST_MEAN = 3 };
 
@@ -72,12 +94,14 @@ const char *byzflow_cpu(void) {
 #define BITS uint32_t
 #define EXPONENT 0x7f800000u
 #define SIGN 0x80000000u
+#define LARGEST __FLT_MAX__
 #define NAME(x) x##_f32
 #include "kernels.c"
 #undef T
 #undef BITS
 #undef EXPONENT
 #undef SIGN
+#undef LARGEST
 #undef NAME
 #undef EIGHT
 #undef PUT_EIGHT
@@ -86,37 +110,75 @@ const char *byzflow_cpu(void) {
 #define BITS uint64_t
 #define EXPONENT 0x7ff0000000000000ull
 #define SIGN 0x8000000000000000ull
+#define LARGEST __DBL_MAX__
 #define NAME(x) x##_f64
 #define DOUBLE 1
 #include "kernels.c"
 
 #else /* ------------------------------------------------------------------ once for each T */
 
-/* Copy `width` coordinates into a tile row of B, padded with zeros; 1 if one of them is NaN or Inf. */
-INLINE int NAME(load)(const T *restrict source, T *restrict row, int width, const int B) {
-    BITS largest = 0; /* without the sign, NaN and Inf are the largest of all bit patterns */
-    if (width == B) {
-        for (int j = 0; j < B; j++) {
-            BITS bits;
-            memcpy(&bits, source + j, sizeof bits);
-            bits &= ~SIGN;
-            largest = bits > largest ? bits : largest;
-            row[j] = source[j];
-        }
-    } else {
-        for (int j = 0; j < width; j++) {
-            BITS bits;
-            memcpy(&bits, source + j, sizeof bits);
-            bits &= ~SIGN;
-            largest = bits > largest ? bits : largest;
-            row[j] = source[j];
-        }
-        for (int j = width; j < B; j++) row[j] = 0;
+/* Whether one of `width` coordinates is NaN or Inf: without the sign, these are the largest of all bit patterns. */
+INLINE int NAME(infinite)(const T *row, int width) {
+    BITS largest = 0;
+    for (int j = 0; j < width; j++) {
+        BITS bits;
+        memcpy(&bits, row + j, sizeof bits);
+        bits &= ~SIGN;
+        largest = bits > largest ? bits : largest;
     }
     return largest >= EXPONENT;
 }
 
-INLINE void NAME(sort)(T *restrict tile, const program *p, const int B) {
+/* Sort each column of N rows into a tile of N rows of B; 1 if a value is NaN or Inf. Source and tile may be the same.
+ *
+ * Batcher's odd-even merge sort of one column, written for scalars. N is fixed and every loop is unrolled, so that v
+ * lies in registers, and the compiler turns the loop over the columns into one vector of them at a time. */
+INLINE int NAME(sort_columns)(const T *const *rows, T *tile, const int B, const int N) {
+    T odd[16] = {0}; /* 0 times NaN or Inf is NaN */
+    for (int c = 0; c < B; c += 16) {
+#pragma GCC ivdep
+        for (int j = 0; j < 16; j++) {
+            T v[RUN], zero = odd[j];
+#pragma GCC unroll 32
+            for (int i = 0; i < N; i++) {
+                v[i] = rows[i][c + j];
+                zero += v[i] * 0;
+            }
+            odd[j] = zero;
+            MERGES_1
+            if (N > 2) { MERGES_2 }
+            if (N > 4) { MERGES_4 }
+            if (N > 8) { MERGES_8 }
+            if (N > 16) { MERGES_16 }
+#pragma GCC unroll 32
+            for (int i = 0; i < N; i++) tile[i * B + c + j] = v[i];
+        }
+    }
+    int found = 0;
+    for (int j = 0; j < 16; j++) found |= odd[j] != 0; /* as NaN is */
+    return found;
+}
+
+/* The same for any number of rows up to RUN; behind them are pointers to PAD rows that sort last, and room for these. */
+INLINE int NAME(sort_run)(const T *const *rows, int n, T *tile, const int B) {
+    switch ((n + (n > 16 ? 3 : 1)) / (n > 16 ? 4 : 2) * (n > 16 ? 4 : 2)) {
+    case 2: return NAME(sort_columns)(rows, tile, B, 2);
+    case 4: return NAME(sort_columns)(rows, tile, B, 4);
+    case 6: return NAME(sort_columns)(rows, tile, B, 6);
+    case 8: return NAME(sort_columns)(rows, tile, B, 8);
+    case 10: return NAME(sort_columns)(rows, tile, B, 10);
+    case 12: return NAME(sort_columns)(rows, tile, B, 12);
+    case 14: return NAME(sort_columns)(rows, tile, B, 14);
+    case 16: return NAME(sort_columns)(rows, tile, B, 16);
+    case 20: return NAME(sort_columns)(rows, tile, B, 20);
+    case 24: return NAME(sort_columns)(rows, tile, B, 24);
+    case 28: return NAME(sort_columns)(rows, tile, B, 28);
+    default: return NAME(sort_columns)(rows, tile, B, RUN);
+    }
+}
+
+/* The rest of the network, from sorted runs on. */
+INLINE void NAME(merge)(T *restrict tile, const program *p, const int B) {
     const uint16_t *c = p->network;
     for (int k = 0; k < p->comparators; k++, c += 3) {
         T *restrict a = tile + (size_t)c[0] * B, *restrict b = tile + (size_t)c[1] * B;
@@ -146,21 +208,34 @@ INLINE void NAME(reduce)(const T *restrict tile, int m, const program *p, double
         for (int j = 0; j < B; j++) out[j] = (out[j] + below * first[j] + above * last[j]) / m;
         return;
     }
-    const double size = high - low;
-    for (int j = 0; j < B; j++) out[j] /= size;
+    if (high - low > 2) {
+        const double size = high - low;
+        for (int j = 0; j < B; j++) out[j] /= size;
+    } else if (high - low == 2) {
+        for (int j = 0; j < B; j++) out[j] *= 0.5; /* the same, without the time of a division */
+    }
     if (p->mode != NEAREST_MEAN) return;
     /* The values nearest to the pivot are neighbours in the column: a window moves up while that brings it nearer. */
-    const int count = p->count;
-    double start[B], sum[B];
-    for (int j = 0; j < B; j++) start[j] = 0;
-    for (int s = 0; s + count < m; s++) {
-        const T *first = tile + (size_t)s * B, *next = tile + (size_t)(s + count) * B;
-        for (int j = 0; j < B; j++) start[j] += out[j] - first[j] > next[j] - out[j] ? 1.0 : 0.0;
+    const int count = p->count, moves = m - count;
+    double end[B], sum[B];
+    for (int j = 0; j < B; j++) end[j] = count;
+    for (int s = 0; s < moves; s++) {
+        const T *first = tile + (size_t)s * B, *next = first + (size_t)count * B;
+        for (int j = 0; j < B; j++) end[j] += out[j] - first[j] > next[j] - out[j] ? 1.0 : 0.0;
     }
-    for (int j = 0; j < B; j++) sum[j] = 0;
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < B; j++)
-            sum[j] += i >= start[j] && i < start[j] + count ? (double)tile[(size_t)i * B + j] : 0.0;
+    for (int j = 0; j < B; j++) sum[j] = end[j] <= count ? (double)tile[j] : 0.0;
+    for (int i = 1; i < m; i++) {
+        const T *row = tile + (size_t)i * B;
+        const double least = i, most = i + count; /* row i is in the windows that end behind i, and by i + count */
+        if (i < moves && i < count)
+            for (int j = 0; j < B; j++) sum[j] += end[j] <= most ? (double)row[j] : 0.0;
+        else if (i < moves)
+            for (int j = 0; j < B; j++) sum[j] += end[j] <= most && end[j] > least ? (double)row[j] : 0.0;
+        else if (i < count)
+            for (int j = 0; j < B; j++) sum[j] += row[j];
+        else
+            for (int j = 0; j < B; j++) sum[j] += end[j] > least ? (double)row[j] : 0.0;
+    }
     for (int j = 0; j < B; j++) out[j] = sum[j] / count;
 }
 
@@ -198,42 +273,54 @@ INLINE void NAME(mix)(const T *const *rows, int n, const double *weights, T *mix
 }
 
 INLINE void NAME(pass_tiles)(const T *const *rows, int n, ptrdiff_t d, const double *weights, int m, const program *p,
-                             T *const *out, uint8_t *bad, T *tile, const T **source, T *mixed, const int B) {
+                             T *const *out, uint8_t *bad, T *tile, const T **source, const int B) {
+    const T **ranked = weights ? source + n : source; /* the rows that are ranked or stored */
+    T largest[B];
+    for (int j = 0; j < B; j++) largest[j] = LARGEST;
+    for (int r = 0; r < PAD; r++) ranked[m + r] = largest;
     for (ptrdiff_t c = 0; c < d; c += B) {
         const int width = d - c < B ? (int)(d - c) : B;
-        const ptrdiff_t ahead = c + B < d ? c + B : c;
-        T *ranked = tile;
+        const ptrdiff_t ahead = c + AHEAD * B < d ? c + AHEAD * B : c;
         for (int i = 0; i < n; i++) {
             for (size_t byte = 0; byte < B * sizeof(T); byte += 64)
                 __builtin_prefetch((const char *)(rows[i] + ahead) + byte, 0, 2);
-            source[i] = rows[i] + c;
-            if (weights && width == B) continue; /* mixed from where it lies */
-            bad[i] |= NAME(load)(rows[i] + c, tile + (size_t)i * B, width, B);
-            source[i] = tile + (size_t)i * B;
+            source[i] = rows[i] + c; /* read where it lies */
+            if (width == B) continue;
+            T *row = tile + (size_t)i * B;
+            memset(row, 0, B * sizeof(T));
+            memcpy(row, source[i], (size_t)width * sizeof(T));
+            source[i] = row;
         }
         if (weights) {
+            T *mixed = tile + (size_t)(n + PAD) * B;
             int r = 0;
             for (; r + 8 <= m; r += 8) NAME(mix)(source, n, weights + (size_t)r * n, mixed + (size_t)r * B, 8, 2);
             for (; r + 2 <= m; r += 2) NAME(mix)(source, n, weights + (size_t)r * n, mixed + (size_t)r * B, 2, 4);
             for (; r < m; r++) NAME(mix)(source, n, weights + (size_t)r * n, mixed + (size_t)r * B, 1, 8);
-            ranked = mixed;
+            for (r = 0; r < m; r++) ranked[r] = mixed + (size_t)r * B;
         }
         if (p->mode == STORE) {
-            for (int r = 0; r < m; r++) memcpy(out[r] + c, ranked + (size_t)r * B, (size_t)width * sizeof(T));
+            for (int r = 0; r < m; r++) memcpy(out[r] + c, ranked[r], (size_t)width * sizeof(T));
             continue;
         }
+        int found = 0;
+        for (int r = 0; r < m; r += RUN)
+            found |= NAME(sort_run)(ranked + r, m - r < RUN ? m - r : RUN, tile + (size_t)r * B, B);
+        if (found && !weights)
+            for (int i = 0; i < n; i++) bad[i] |= NAME(infinite)(rows[i] + c, width);
         double result[B];
-        NAME(sort)(ranked, p, B);
-        NAME(reduce)(ranked, m, p, result, B);
+        NAME(merge)(tile, p, B);
+        NAME(reduce)(tile, m, p, result, B);
         for (int j = 0; j < width; j++) out[0][c + j] = (T)result[j];
     }
 }
 
 /* One pass over d coordinates of n rows. weights: (m, n) or NULL (then m = n). out: m rows for STORE, else one.
- * Room: tile n * 64 of T, source n pointers, mixed m * 64 of T. bad: (n,), added to where there are no weights. */
+ * Room: tile (n + m + 2 PAD) * 64 of T, source n + m + PAD pointers. bad: (n,), added to where rows are ranked as they
+ * are, without weights. */
 EVERY_CPU void NAME(byzflow_pass)(const T *const *rows, int n, ptrdiff_t d, const double *weights, int m, const program *p,
-                                  T *const *out, uint8_t *bad, T *tile, const T **source, T *mixed) {
-    NAME(pass_tiles)(rows, n, d, weights, m, p, out, bad, tile, source, mixed, 64);
+                                  T *const *out, uint8_t *bad, T *tile, const T **source) {
+    NAME(pass_tiles)(rows, n, d, weights, m, p, out, bad, tile, source, 64);
 }
 
 /* Inner products of a, 4 rows, with b, 4 rows, over C coordinates (a multiple of 8). */

@@ -27,6 +27,7 @@ CHOICE = "BYZFLOW_KERNELS"
 LIBRARY = Path(__file__).with_name("_kernels.so")
 LINE = 64  # bytes
 BLOCK = 64  # coordinates of a tile of the C pass
+RUN, PAD = 32, 3  # rows that it sorts at a time, and the most that it adds to fill such a run up
 SPLIT = 1 << 15  # coordinates below which a second thread is not worth its start
 MAX_POINTS = 4096  # of a Gram, and rows of a network: beyond it networks grow too long to build
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -43,6 +44,20 @@ class _Program(ctypes.Structure):
         ("comparators", ctypes.c_int32),
         ("network", ctypes.c_void_p),
     )
+
+
+_PASS = (
+    ctypes.c_void_p,  # rows
+    ctypes.c_int,  # n
+    ctypes.c_ssize_t,  # d
+    ctypes.c_void_p,  # weights
+    ctypes.c_int,  # m
+    ctypes.c_void_p,  # program
+    ctypes.c_void_p,  # out
+    ctypes.c_void_p,  # bad
+    ctypes.c_void_p,  # tile
+    ctypes.c_void_p,  # source
+)
 
 
 @cache
@@ -76,13 +91,14 @@ def active() -> str:
 
 
 @lru_cache(maxsize=256)
-def network(n: int, low: int, high: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint16]]:
+def network(n: int, low: int, high: int, run: int = RUN) -> np.ndarray[tuple[int, int], np.dtype[np.uint16]]:
     """(comparators, 3): Batcher's odd-even merge sort of n values, without what ranks low to high - 1 do not need.
 
-    Each line is (row of the lower, row of the higher, 3 if both are needed, 1 the lower, 2 the higher).
+    Runs of `run` values, a power of two, are sorted already. Each line is (row of the lower, row of the higher, 3 if
+    both are needed, 1 the lower, 2 the higher).
     """
     pairs = []
-    p = 1
+    p = run
     while p < n:
         k = p
         while k >= 1:
@@ -132,24 +148,24 @@ def run(
         comparators = network(m, *rule.ranks(m))
         program = _Program(rule.code, rule.low, rule.high, rule.count, len(comparators), comparators.ctypes.data)
     function = getattr(lib, f"byzflow_pass_{SUFFIX[dtype]}")
+    function.argtypes = _PASS
+    room = (n + m + 2 * PAD) * BLOCK * dtype.itemsize  # of the tile; the pointers lie behind it
 
     def part(start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         bad = np.zeros(n, dtype=np.uint8)
-        tile = _aligned(n * BLOCK * dtype.itemsize)
-        source = np.empty(n, dtype=np.uintp)
-        mixed = _aligned((m if mixing is not None else 0) * BLOCK * dtype.itemsize)
+        scratch = _aligned(room + (n + m + PAD) * ctypes.sizeof(ctypes.c_void_p))
+        tile = scratch.ctypes.data
         function(
             _pointers(rows, start),
-            ctypes.c_int(n),
-            ctypes.c_ssize_t(stop - start),
-            ctypes.c_void_p(None if mixing is None else mixing.data_ptr()),
-            ctypes.c_int(m),
+            n,
+            stop - start,
+            None if mixing is None else mixing.data_ptr(),
+            m,
             ctypes.byref(program),
             _pointers(out, start),
-            bad.ctypes.data_as(ctypes.c_void_p),
-            tile.ctypes.data_as(ctypes.c_void_p),
-            source.ctypes.data_as(ctypes.c_void_p),
-            mixed.ctypes.data_as(ctypes.c_void_p),
+            bad.ctypes.data,
+            tile,
+            tile + room,
         )
         return bad
 

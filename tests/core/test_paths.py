@@ -37,7 +37,7 @@ def test_a_pruned_network_sorts_the_ranks_that_are_needed(n: int) -> None:
     x = torch.randn(n, 50, generator=torch.Generator().manual_seed(n))
     for low, high in {(0, n), (n // 2, n // 2 + 1), (n // 4, n - n // 4)}:
         y = x.clone()
-        for a, b, kept in network(n, low, high).tolist():
+        for a, b, kept in network(n, low, high, run=1).tolist():
             least, most = torch.minimum(y[a], y[b]), torch.maximum(y[a], y[b])
             y[a] = least if kept & 1 else torch.nan
             y[b] = most if kept & 2 else torch.nan
@@ -228,3 +228,58 @@ def test_more_rows_than_kernels_take_go_by_torch(spec: str) -> None:
     value = byzflow.aggregate(spec, x, f=5)
     assert network.cache_info().currsize == before
     torch.testing.assert_close(value, x.median(0).values if spec == "median" else x.mean(0), atol=0.05, rtol=0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [*range(1, 35), 48, 64, 65, 97])
+def test_each_length_of_a_run_ranks_as_torch_does(n: int, dtype: torch.dtype) -> None:
+    """Networks are made for some lengths; the others are filled up, and what is beyond one run is merged."""
+    for d in (1, 15, 16, 17, 63, 64, 65):
+        plain = torch.stack(rows(n, d, dtype, seed=n))
+        ties = plain.round()
+        huge = plain.clone()
+        huge[n // 2] = 1e30
+        huge[0, ::2] = -torch.finfo(torch.float32).max
+        huge[-1, ::3] = torch.finfo(torch.float32).max
+        for x, rule in ((x, rule) for x in (plain, ties, huge) for rule in rules(n)):
+            (got,), bad = column_pass(Rows.of(list(x)), rule, rule=rule)
+            expected = rule(x)
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(got[0].double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-15 * scale)
+            assert not bad.any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [*range(1, 35), 65])
+def test_each_row_that_is_not_finite_is_found(n: int, dtype: torch.dtype) -> None:
+    for k in {0, n // 2, n - 1}:
+        for place, value in ((0, torch.nan), (15, -torch.inf), (64, torch.inf), (69, -torch.nan)):
+            x = rows(n, 70, dtype)
+            x[k][place] = value
+            _, bad = column_pass(Rows.of(x), median(n), rule=median(n))
+            assert bad.tolist() == [i == k for i in range(n)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("n", [3, 10, 31, 70])
+def test_a_column_ranks_alike_wherever_it_lies(n: int) -> None:
+    x = torch.stack(rows(n, 300))
+    for rule in rules(n):
+        (whole,), _ = column_pass(Rows.of(x), rule, rule=rule)
+        for a, b in ((0, 1), (5, 205), (63, 64), (100, 300), (299, 300)):
+            (got,), _ = column_pass(Rows.of([row[a:b] for row in x]), rule, rule=rule)
+            assert torch.equal(got[0], whole[0][a:b])
+
+
+@needs_kernels
+@pytest.mark.parametrize("n", [1, 6, 17, 31, 40])
+def test_mixed_rows_are_ranked_as_their_values_are(n: int) -> None:
+    mixing = torch.rand(n, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for d in (1, 63, 64, 65, 200):
+        mixed = Mixed([Rows.of(rows(9, d))], mixing)
+        values = torch.stack([answer[0] for answer in combine_pass(mixed)])
+        for rule in rules(n):
+            (got,), _ = column_pass(mixed, rule, rule=rule)
+            torch.testing.assert_close(got[0], rule(values).float(), rtol=1e-6, atol=1e-6)
