@@ -11,7 +11,7 @@ import torch
 
 import byzflow
 from byzflow.engine import cuda, kernels
-from byzflow.engine.kernels import network
+from byzflow.ranks import network
 from byzflow.engine.passes import column_pass, combine_pass, gram_pass, norm_pass
 from byzflow.errors import ByzflowError
 from byzflow.gram import Gram
