@@ -20,7 +20,7 @@ from byzflow.errors import RowsError
 from byzflow.layout import Layout, Leaf, Span
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-TILE_ELEMENTS = 1 << 18  # of float64: about one second-level cache
+TILE_ELEMENTS = 1 << 17  # of float64: about one second-level cache
 SATURATE = 1e140  # a float64 coordinate beyond this counts as this in combinations, so that no square overflows
 
 
@@ -66,11 +66,16 @@ class Rows(Arranged):
             raise RowsError(f"rows must be a list of n vectors or an (n, d) tensor, got {type(rows).__name__}")
         if len(rows) == 0:
             raise RowsError("no rows: the list is empty")
+        if stacked:
+            whole = _tensor(0, None, rows)
+            leaf = Leaf(None, tuple(whole.shape[1:]), whole.dtype, whole[0].numel())
+            layout = Layout((leaf,), whole.device, isinstance(rows, np.ndarray))
+            return cls(tuple((row.reshape(-1),) for row in whole), layout)
         first = _leaves(0, rows[0])
         if not first:
             raise RowsError("row 0 is an empty mapping: it has nothing to aggregate")
         leaves = tuple(Leaf(name, tuple(value.shape), value.dtype, value.numel()) for name, value in first)
-        layout = Layout(leaves, first[0][1].device, _is_array(rows[0]), stacked)
+        layout = Layout(leaves, first[0][1].device, _is_array(rows[0]), stacked=False)
         return cls(tuple(_flat(i, row, layout) for i, row in enumerate(rows)), layout)
 
     @property
@@ -202,7 +207,7 @@ class Streamed(Arranged):
         """Some coordinates of every row: (n, k) in the layout's dtype. Each tile that holds some is read once."""
         out = torch.empty((self.n, coordinates.numel()), dtype=self.layout.dtype)
         tiles = coordinates // max(64, TILE_ELEMENTS // max(1, self.width))
-        for tile in tiles.unique():
+        for tile in torch.unique(tiles):
             here = (tiles == tile).nonzero().flatten()
             wanted = coordinates[here]
             first = int(wanted.min())

@@ -300,7 +300,8 @@ def _pivot(rows: AnyRows, pivot: CoordinateWise, call: Call) -> Ranked:
 def _restore(last: Operator, rows: AnyRows, answers: Sequence[Flat]) -> Any:
     """One row, m rows, or an attack's f rows, in the kind of the input."""
     if isinstance(last, Attack) and len(answers) == 1:
-        answers = [[leaf.clone() for leaf in answers[0]] for _ in range(last.f)]
+        copies = ([leaf.clone() for leaf in answers[0]] for _ in range(last.f - 1))
+        answers = [answers[0], *copies][: last.f]
     many = isinstance(last, PreAggregator | Attack)
     return rows.layout.restore_all(answers) if many else rows.layout.restore(list(answers[0]))
 

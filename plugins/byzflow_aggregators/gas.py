@@ -63,10 +63,10 @@ class GAS(Mixing):
         p = max(1, min(self.p, gram.d))
         stretches = torch.arange(0, gram.d, p)
         turns = torch.randint(p, stretches.shape, generator=seeded(self.seed, self.name, round))
-        for some in torch.arange(p).split(max(1, p // BATCHES)):
+        for some in torch.split(torch.arange(p), max(1, p // BATCHES)):
             places = stretches + (some[:, None] + turns) % p  # a line a part; every coordinate is in one of all lines
             inside = places < gram.d  # the last stretch may be shorter than p
-            for x in gram.coordinates(places[inside]).split(inside.sum(1).tolist(), dim=1):
+            for x in torch.split(gram.coordinates(places[inside]), inside.sum(1).tolist(), dim=1):
                 if x.shape[1]:
                     score += torch.linalg.vector_norm(x.double() - self.rule(x).double(), dim=1).cpu()
         if gram.infinite is not None:

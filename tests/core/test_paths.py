@@ -11,11 +11,10 @@ import torch
 
 import byzflow
 from byzflow.engine import cuda, kernels
-from byzflow.ranks import network
 from byzflow.engine.passes import column_pass, combine_pass, gram_pass, norm_pass
 from byzflow.errors import ByzflowError
 from byzflow.gram import Gram
-from byzflow.ranks import ClampedMean, NearestMean, RankMean, median
+from byzflow.ranks import ClampedMean, NearestMean, RankMean, median, network
 from byzflow.rows import Mixed, Rows
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiled kernels here")
