@@ -16,8 +16,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from byzflow.engine.passes import gram_pass
 from byzflow.errors import ExtraError, NonFiniteRows, RowsError
-from byzflow.rows import AnyRows, saturated
+from byzflow.rows import AnyRows, Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +110,16 @@ class Gram:
         return self._source.layout.d
 
     def coordinates(self, wanted: Tensor) -> Tensor:
-        """(n, k) float64: some coordinates of the rows, numbered from 0 through all leaves; 0 in non-finite rows."""
-        values = saturated(self._source.pick(wanted))
+        """(n, k): some coordinates of the rows, numbered from 0 through all leaves; 0 in non-finite rows."""
+        values = self._source.pick(wanted)
         if self.infinite is not None:
             values[self.infinite.to(values.device)] = 0
         return values
 
     def part(self, wanted: Tensor) -> Gram:
         """The Gram of the rows as if they had only these coordinates."""
-        rows = self.coordinates(wanted)
-        points = torch.cat([rows, rows.new_zeros(1, wanted.numel())])
-        points -= rows[torch.linalg.vector_norm(rows, dim=1).median(0).indices]
-        inner = (points @ points.T).cpu()
-        return Gram((inner + inner.T) / 2, self.n, {}, self.infinite)
+        inner, _ = gram_pass(Rows.of(self.coordinates(wanted)), [])
+        return Gram(inner, self.n, {}, self.infinite)
 
     @property
     def _source(self) -> AnyRows:

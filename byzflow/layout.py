@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -60,9 +60,10 @@ class Layout:
             cuts = [*range(0, leaf.numel, width), leaf.numel]
             yield from (Span(k, a, b) for a, b in pairwise(cuts) if a < b)
 
-    def only(self, k: int) -> Layout:
-        """The layout of leaf k alone, a tensor without a name."""
-        return Layout((replace(self.leaves[k], name=None),), self.device, stacked=False)
+    def only(self, span: Span) -> Layout:
+        """The layout of these coordinates alone, a vector without a name."""
+        size = span.stop - span.start
+        return Layout((Leaf(None, (size,), self.leaves[span.leaf].dtype, size),), self.device, stacked=False)
 
     def empty(self, count: int) -> list[Flat]:
         """Uninitialised room for `count` answers."""

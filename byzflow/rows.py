@@ -2,8 +2,8 @@
 
 A row is a tensor, a numpy array, or a mapping name -> tensor or array (a state dict). `Rows.of` accepts a
 list of n rows, or one (n, ...) tensor or array. `tile(span)` gathers some coordinates of every row into one small
-tensor. `Mixed` is rows that are combinations of others, computed a tile at a time: the rows between two stages of
-a chain never exist as a whole.
+tensor. `Mixed` is rows that are combinations of others and `Ranked` a row that a column rule makes of others, both
+computed a tile at a time: the rows between two stages of a chain never exist as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from byzflow.errors import RowsError
 from byzflow.layout import Layout, Leaf, Span
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TILE_ELEMENTS = 1 << 17  # of float64: about one second-level cache
 SATURATE = 1e140  # a float64 coordinate beyond this counts as this in combinations, so that no square overflows
 
 
@@ -27,6 +28,11 @@ class Arranged:
     """What rows and combinations of rows share: a layout, which further vectors can be brought into."""
 
     layout: Layout
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its tiles."""
+        return self.layout.dtype
 
     def vector(self, name: str, value: Any) -> Rows:
         """One more vector of the same layout, such as a centre: Rows with n = 1."""
@@ -60,11 +66,16 @@ class Rows(Arranged):
             raise RowsError(f"rows must be a list of n vectors or an (n, d) tensor, got {type(rows).__name__}")
         if len(rows) == 0:
             raise RowsError("no rows: the list is empty")
+        if stacked:
+            whole = _tensor(0, None, rows)
+            leaf = Leaf(None, tuple(whole.shape[1:]), whole.dtype, whole[0].numel())
+            layout = Layout((leaf,), whole.device, isinstance(rows, np.ndarray))
+            return cls(tuple((row.reshape(-1),) for row in whole), layout)
         first = _leaves(0, rows[0])
         if not first:
             raise RowsError("row 0 is an empty mapping: it has nothing to aggregate")
         leaves = tuple(Leaf(name, tuple(value.shape), value.dtype, value.numel()) for name, value in first)
-        layout = Layout(leaves, first[0][1].device, _is_array(rows[0]), stacked)
+        layout = Layout(leaves, first[0][1].device, _is_array(rows[0]), stacked=False)
         return cls(tuple(_flat(i, row, layout) for i, row in enumerate(rows)), layout)
 
     @property
@@ -103,9 +114,10 @@ class Rows(Arranged):
             first += leaf.numel
         return out
 
-    def leaf(self, k: int) -> Rows:
-        """The rows as if leaf k were all of them, sharing memory."""
-        return Rows(tuple((source[k],) for source in self.sources), self.layout.only(k))
+    def cut(self, span: Span) -> Rows:
+        """The rows as if these coordinates were all of them, sharing memory."""
+        k, a, b = span
+        return Rows(tuple((source[k][a:b],) for source in self.sources), self.layout.only(span))
 
 
 class Mixed(Arranged):
@@ -126,6 +138,11 @@ class Mixed(Arranged):
         self.width: int = sum(part.width for part in self.parts)
         self.weights = weights[:, live].to(self.layout.device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64, whatever the rows have."""
+        return torch.float64
+
     def tile(self, span: Span) -> Tensor:
         """These coordinates of every row: (m, stop - start) float64."""
         if not self.parts:
@@ -142,9 +159,9 @@ class Mixed(Arranged):
         """The rows at these indices."""
         return self._like(self.layout, self.parts, self.weights[list(indices)])
 
-    def leaf(self, k: int) -> Mixed:
-        """The rows as if leaf k were all of them."""
-        return self._like(self.layout.only(k), [part.leaf(k) for part in self.parts], self.weights)
+    def cut(self, span: Span) -> Mixed:
+        """The rows as if these coordinates were all of them."""
+        return self._like(self.layout.only(span), [part.cut(span) for part in self.parts], self.weights)
 
     def _like(self, layout: Layout, parts: Sequence[AnyRows], weights: Tensor) -> Mixed:
         other = object.__new__(Mixed)
@@ -166,8 +183,8 @@ def combined(weights: Tensor, tile: Tensor) -> Tensor:
 class Streamed(Arranged):
     """n rows that are read a tile at a time from elsewhere: larger than memory, or on other machines.
 
-    `read(start, stop)` gives coordinates start to stop of all rows, an (n, stop - start) array or tensor; it is
-    called over all d coordinates once a pass, in order. The result is one tensor of d coordinates.
+    `read(start, stop)` gives coordinates start to stop of all rows, an (n, stop - start) array or tensor; a pass
+    calls it over all d coordinates, in order. The result is one tensor of d coordinates.
     """
 
     def __init__(self, read: Callable[[int, int], Any], n: int, d: int, dtype: torch.dtype = torch.float32) -> None:
@@ -187,9 +204,15 @@ class Streamed(Arranged):
         return tile[self._indices].to(self.layout.dtype)
 
     def pick(self, coordinates: Tensor) -> Tensor:
-        """Some coordinates of every row: (n, k) in the layout's dtype."""
-        columns = [self.tile(Span(0, int(c), int(c) + 1)) for c in coordinates]
-        return torch.cat(columns, dim=1) if columns else torch.empty(self.n, 0, dtype=self.layout.dtype)
+        """Some coordinates of every row: (n, k) in the layout's dtype. Each tile that holds some is read once."""
+        out = torch.empty((self.n, coordinates.numel()), dtype=self.layout.dtype)
+        tiles = coordinates // max(64, TILE_ELEMENTS // max(1, self.width))
+        for tile in torch.unique(tiles):
+            here = (tiles == tile).nonzero().flatten()
+            wanted = coordinates[here]
+            first = int(wanted.min())
+            out[:, here] = self.tile(Span(0, first, int(wanted.max()) + 1))[:, wanted - first]
+        return out
 
     def take(self, indices: Sequence[int]) -> Streamed:
         """The rows at these indices."""
@@ -197,12 +220,41 @@ class Streamed(Arranged):
         other._indices, other.width = [self._indices[i] for i in indices], self.width
         return other
 
-    def leaf(self, k: int) -> Streamed:
-        """All of it: there is one leaf."""
+    def cut(self, span: Span) -> Streamed:
+        """The rows as if these coordinates were all of them."""
+        other = self.take(range(self.n))
+        other.layout = self.layout.only(span)
+        other._read = lambda start, stop: self._read(span.start + start, span.start + stop)
+        return other
+
+
+class Ranked(Arranged):
+    """One row that a column rule makes of other rows, such as their median; n = 1."""
+
+    n = width = 1
+
+    def __init__(self, rows: AnyRows, rank: Callable[[AnyRows], Tensor]) -> None:
+        """`rank` gives the d results for rows of d coordinates, any d, in one leaf."""
+        self.layout, self._rows, self._rank = rows.layout, rows, rank
+
+    def tile(self, span: Span) -> Tensor:
+        """These coordinates: (1, stop - start) in the layout's dtype."""
+        return self._rank(self._rows.cut(span)).to(self.dtype).unsqueeze(0)
+
+    def pick(self, coordinates: Tensor) -> Tensor:
+        """Some coordinates, numbered through the leaves: (1, k) in the layout's dtype."""
+        return self._rank(Rows.of(self._rows.pick(coordinates))).to(self.dtype).unsqueeze(0)
+
+    def take(self, indices: Sequence[int]) -> Ranked:
+        """Itself: there is one row."""
         return self
 
+    def cut(self, span: Span) -> Ranked:
+        """The row as if these coordinates were all of it."""
+        return Ranked(self._rows.cut(span), self._rank)
 
-AnyRows = Rows | Mixed | Streamed
+
+AnyRows = Rows | Mixed | Streamed | Ranked
 
 
 def saturated(tile: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 span chain          Gram pass, weights of every stage, combine
 ... | column rule   Gram pass, weights, mix a tile and rank it
 column rule         rank, one pass; again without the rows that turned out to hold NaN or Inf
-pivots first        a column rule whose result is one more point: a pass before the Gram
+pivots              a column rule whose result is one more point: computed a tile at a time, within the Gram pass
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from byzflow.operators import (
     keywords,
 )
 from byzflow.ranks import RankMean
-from byzflow.rows import AnyRows, Mixed, Rows
+from byzflow.rows import AnyRows, Mixed, Ranked, Rows
 
 Columns = Callable[[Tensor], Tensor]
 
@@ -81,8 +81,8 @@ class Call:
         return stage.remember(Step(value, seen.rows, out, seen.gram, self.taken(stage), vectors))
 
     def rule(self, operator: CoordinateWise, n: int) -> RankMean | None:
-        """The column rule as data, if that is all there is to it for these extras and this policy."""
-        plain = self.nonfinite != "keep" and not self.taken(operator, "columns")
+        """The column rule as data, if that is all there is to it: no extras, and no kept row that is not finite."""
+        plain = self.infinite is None and not self.taken(operator, "columns")
         return operator.rule(n) if plain else None
 
     def columns(self, rule: CoordinateWise) -> Columns:
@@ -127,7 +127,7 @@ class Work:
         self.mixing = full
         self.gram = self.gram.mixed(weights) if passes_on else self.gram
 
-    def add(self, name: str, vector: Rows) -> None:
+    def add(self, name: str, vector: AnyRows) -> None:
         """One more extra vector; what was measured without it is of no more use."""
         self.parts.append(vector)
         self.names[name] = vector.n
@@ -169,7 +169,7 @@ def _by_column(
             raise
     call = _filter(operator, rows, bad, nonfinite, extras)
     assert isinstance(call.operator, CoordinateWise)
-    if len(call.indices) < rows.n:
+    if bool(bad.any()):
         rule = call.rule(call.operator, call.rows.n)
         answers, _ = column_pass(call.rows, call.columns(call.operator), rule=rule)
     value = _restore(call.operator, rows, answers)
@@ -235,7 +235,9 @@ def _produced(
 def _begin(operator: Operator, rows: AnyRows, nonfinite: Nonfinite, extras: Mapping[str, Any]) -> tuple[Call, Work]:
     """The finite filter, in the pass that the first stage needs anyway."""
     vectors = extra_vectors(operator, rows, extras, rows.n)
-    light = not vectors and _needs_norms_at_most(operator)
+    first = operator.stages[0] if isinstance(operator, Chain) else operator
+    pivoted = isinstance(first, Mixing) and bool(first.pivots)  # then another Gram follows, of the rows that are left
+    light = not vectors and (pivoted or _needs_norms_at_most(operator))
     inner, bad = norm_pass(rows) if light else gram_pass(rows, list(vectors.values()))
     gram = Gram(inner, rows.n, {name: each.n for name, each in vectors.items()}, norms_only=light)
     for name in vectors:
@@ -292,15 +294,16 @@ def _filter(operator: Operator, rows: AnyRows, bad: Tensor, nonfinite: Nonfinite
     return Call(reduced, rows.take(indices), indices, {}, extras_for(extras, indices, rows.n), nonfinite, bound)
 
 
-def _pivot(rows: AnyRows, pivot: CoordinateWise, call: Call) -> Rows:
-    answers, _ = column_pass(rows, call.columns(pivot), rule=call.rule(pivot, rows.n))
-    return Rows((tuple(answers[0]),), rows.layout)
+def _pivot(rows: AnyRows, pivot: CoordinateWise, call: Call) -> Ranked:
+    columns, rule = call.columns(pivot), call.rule(pivot, rows.n)
+    return Ranked(rows, lambda some: column_pass(some, columns, rule=rule)[0][0][0])
 
 
 def _restore(last: Operator, rows: AnyRows, answers: Sequence[Flat]) -> Any:
     """One row, m rows, or an attack's f rows, in the kind of the input."""
     if isinstance(last, Attack) and len(answers) == 1:
-        answers = [[leaf.clone() for leaf in answers[0]] for _ in range(last.f)]
+        copies = ([leaf.clone() for leaf in answers[0]] for _ in range(last.f - 1))
+        answers = [answers[0], *copies][: last.f]
     many = isinstance(last, PreAggregator | Attack)
     return rows.layout.restore_all(answers) if many else rows.layout.restore(list(answers[0]))
 

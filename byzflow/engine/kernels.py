@@ -1,4 +1,4 @@
-"""The compiled passes: finds the library, builds comparator networks, and splits coordinates between threads.
+"""The compiled passes: finds the library, calls it, and splits coordinates between threads.
 
 The library is plain C called through ctypes, which releases the interpreter's lock. Where it is missing (no
 compiler when byzflow was installed) or BYZFLOW_KERNELS=torch, the passes run on torch operations instead.
@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from byzflow.errors import ByzflowError
-from byzflow.ranks import RankMean
+from byzflow.ranks import RankMean, network
 
 CHOICE = "BYZFLOW_KERNELS"
 LIBRARY = Path(__file__).with_name("_kernels.so")
@@ -90,34 +90,6 @@ def active() -> str:
     return f"C, {found.byzflow_cpu().decode()}"
 
 
-@lru_cache(maxsize=256)
-def network(n: int, low: int, high: int, run: int = RUN) -> np.ndarray[tuple[int, int], np.dtype[np.uint16]]:
-    """(comparators, 3): Batcher's odd-even merge sort of n values, without what ranks low to high - 1 do not need.
-
-    Runs of `run` values, a power of two, are sorted already. Each line is (row of the lower, row of the higher, 3 if
-    both are needed, 1 the lower, 2 the higher).
-    """
-    pairs = []
-    p = run
-    while p < n:
-        k = p
-        while k >= 1:
-            for j in range(k % p, n - k, 2 * k):
-                pairs += [
-                    (i + j, i + j + k) for i in range(min(k, n - j - k)) if (i + j) // (2 * p) == (i + j + k) // (2 * p)
-                ]
-            k //= 2
-        p *= 2
-    needed = [low <= i < high for i in range(n)]
-    kept = []
-    for a, b in reversed(pairs):
-        outputs = needed[a] + 2 * needed[b]
-        if outputs:
-            kept.append((a, b, outputs))
-            needed[a] = needed[b] = True
-    return np.array(kept[::-1], dtype=np.uint16).reshape(-1, 3)
-
-
 def _pointers(tensors: Sequence[Tensor], offset: int) -> ctypes.Array[ctypes.c_void_p]:
     shift = offset * tensors[0].element_size() if tensors else 0
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() + shift for tensor in tensors))
@@ -145,7 +117,7 @@ def run(
     mixing = None if weights is None else weights.contiguous()
     program = _Program(STORE, 0, 0, 0, 0, None)
     if rule is not None:
-        comparators = network(m, *rule.ranks(m))
+        comparators = network(m, *rule.ranks(m), run=RUN)
         program = _Program(rule.code, rule.low, rule.high, rule.count, len(comparators), comparators.ctypes.data)
     function = getattr(lib, f"byzflow_pass_{SUFFIX[dtype]}")
     function.argtypes = _PASS

@@ -15,10 +15,9 @@ from torch import Tensor
 from byzflow.engine import cuda, kernels
 from byzflow.layout import Flat, Layout, Span
 from byzflow.ranks import RankMean
-from byzflow.rows import AnyRows, Mixed, Rows, saturated
+from byzflow.rows import TILE_ELEMENTS, AnyRows, Mixed, Rows, saturated
 
 SPARSE = 3  # a mixing with less than one weight in so many is done row by row
-TILE_ELEMENTS = 1 << 18  # of float64: about one second-level cache
 
 
 def width(rows: AnyRows, more: int = 0) -> int:
@@ -28,10 +27,8 @@ def width(rows: AnyRows, more: int = 0) -> int:
 
 
 def nonfinite(tile: Tensor) -> Tensor:
-    """(n,) bool: rows of a tile with a NaN or an Inf. In float32 their sum decides, and is cheap."""
-    if tile.dtype == torch.float64:  # a sum of finite float64 numbers may overflow
-        return ~torch.isfinite(tile).all(1)
-    return ~torch.isfinite(tile.sum(1, dtype=torch.float64))
+    """(n,) bool: rows of a tile with a NaN or an Inf, which shows in their extremes."""
+    return ~torch.isfinite(tile.amax(1)) | ~torch.isfinite(tile.amin(1))
 
 
 def gram_pass(rows: AnyRows, vectors: Sequence[AnyRows]) -> tuple[Tensor, Tensor]:
@@ -136,19 +133,28 @@ def _library(layout: Layout) -> CDLL | None:
 def _pieces(parts: Sequence[AnyRows], layout: Layout) -> Iterator[tuple[Span, list[Tensor]]]:
     """All coordinates of all rows of the parts, as flat contiguous tensors of one dtype that the kernels take.
 
-    A leaf where it lies, if it can be read there; else, for half precision, strides or mixtures, tile by tile.
+    A leaf where it lies, if it can be read there; what cannot (half precision, strides, what is computed) comes tile
+    by tile, and the other parts are cut to fit.
     """
-    wide = max(64, TILE_ELEMENTS // max(1, sum(part.width for part in parts)))
+    dtype = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
     for k, leaf in enumerate(layout.leaves):
-        lie = [source[k] for part in parts if isinstance(part, Rows) for source in part.sources]
-        in_place = all(isinstance(part, Rows) for part in parts) and lie[0].dtype in kernels.SUFFIX
-        if in_place and all(each.dtype == lie[0].dtype and each.is_contiguous() for each in lie):
-            if leaf.numel:
-                yield Span(k, 0, leaf.numel), lie
-            continue
+        lie = [_lying(part, k, dtype) for part in parts]
+        copied = sum(part.width for part, there in zip(parts, lie, strict=True) if there is None)
+        wide = max(64, TILE_ELEMENTS // copied) if copied else max(1, leaf.numel)
         for start in range(0, leaf.numel, wide):
             span = Span(k, start, min(start + wide, leaf.numel))
-            yield span, list(torch.cat([part.tile(span) for part in parts]))
+            pieces: list[Tensor] = []
+            for part, there in zip(parts, lie, strict=True):
+                pieces += part.tile(span).to(dtype) if there is None else [row[start : span.stop] for row in there]
+            yield span, pieces
+
+
+def _lying(part: AnyRows, k: int, dtype: torch.dtype) -> list[Tensor] | None:
+    """Leaf k of every row of a part, if the kernels can read it where it is."""
+    if not isinstance(part, Rows):
+        return None
+    leaves = [source[k] for source in part.sources]
+    return leaves if all(leaf.dtype == dtype and leaf.is_contiguous() for leaf in leaves) else None
 
 
 def _compiled_pass(lib: CDLL, rows: AnyRows, rule: RankMean | None, count: int) -> tuple[list[Flat], Tensor]:

@@ -9,10 +9,9 @@ from functools import cache
 
 import torch
 
-from byzflow.engine.kernels import network
 from byzflow.engine.passes import column_pass, combine_pass, gram_pass
 from byzflow.operators import Chain, CoordinateWise, Mixing, Operator, PreAggregator
-from byzflow.ranks import RankMean
+from byzflow.ranks import RankMean, network
 from byzflow.rows import Mixed, Rows
 
 
@@ -104,7 +103,7 @@ def plan(operator: Operator, n: int, d: int, dtype: torch.dtype = torch.float32)
 def _compared(rule: CoordinateWise, n: int) -> float:
     made = rule.rule(n)
     ranks = made.ranks(n) if made is not None else (0, n)
-    return len(network(n, *ranks, run=1))
+    return len(network(n, *ranks))
 
 
 @cache
@@ -120,7 +119,7 @@ def calibrate(threads: int) -> Speeds:
     gram = max(_best(lambda: gram_pass(rows, [])) - moved / read, 1e-6)
     mix = max(_best(lambda: combine_pass(mixed)) - 2 * moved / read, 1e-6)
     return Speeds(
-        read, (n + 1) * (n + 2) * d / gram, 2 * n * n * d / mix, len(network(n, n // 2, n // 2 + 1, run=1)) * d / rank
+        read, (n + 1) * (n + 2) * d / gram, 2 * n * n * d / mix, len(network(n, n // 2, n // 2 + 1)) * d / rank
     )
 
 

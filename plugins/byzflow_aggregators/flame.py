@@ -75,13 +75,14 @@ class FLAME(Mixing):
         if not sigma:
             return
         generator, drawn = seeded(self.seed, self.name, round), torch.empty(0)
+        dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in answer) else torch.float32
         for leaf in answer:
             at = 0
             while at < leaf.numel():
                 if not drawn.numel():  # whole blocks, so that how the vector is cut into leaves changes nothing
-                    drawn = torch.randn(BLOCK, generator=generator, dtype=torch.float64) * sigma
+                    drawn = torch.randn(BLOCK, generator=generator, dtype=dtype) * sigma
                 part = leaf[at : at + drawn.numel()]
-                part.copy_(part.double() + drawn[: part.numel()].to(part.device))
+                part += drawn[: part.numel()].to(part.device)
                 at, drawn = at + part.numel(), drawn[part.numel() :]
 
 

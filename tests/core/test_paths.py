@@ -11,11 +11,10 @@ import torch
 
 import byzflow
 from byzflow.engine import cuda, kernels
-from byzflow.engine.kernels import network
 from byzflow.engine.passes import column_pass, combine_pass, gram_pass, norm_pass
 from byzflow.errors import ByzflowError
 from byzflow.gram import Gram
-from byzflow.ranks import ClampedMean, NearestMean, RankMean, median
+from byzflow.ranks import ClampedMean, NearestMean, RankMean, median, network
 from byzflow.rows import Mixed, Rows
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiled kernels here")
@@ -37,7 +36,7 @@ def test_a_pruned_network_sorts_the_ranks_that_are_needed(n: int) -> None:
     x = torch.randn(n, 50, generator=torch.Generator().manual_seed(n))
     for low, high in {(0, n), (n // 2, n // 2 + 1), (n // 4, n - n // 4)}:
         y = x.clone()
-        for a, b, kept in network(n, low, high, run=1).tolist():
+        for a, b, kept in network(n, low, high).tolist():
             least, most = torch.minimum(y[a], y[b]), torch.maximum(y[a], y[b])
             y[a] = least if kept & 1 else torch.nan
             y[b] = most if kept & 2 else torch.nan
