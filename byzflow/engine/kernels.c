@@ -437,21 +437,18 @@ INLINE int NAME(put)(const double *restrict source, T *restrict target, int widt
     return largest >= EXPONENT;
 }
 
-/* sum += the rows from `first` on, four at most, times their weights, while the tile after this one is fetched. */
-INLINE void NAME(add_four)(const T *const *rows, const double *weights, int count, ptrdiff_t c, int width, int ahead,
-                           double *restrict sum) {
-    const T *x[4];
-    double w[4];
-    for (int k = 0; k < 4; k++) { /* one that is missing counts 0 times */
-        x[k] = rows[k < count ? k : 0] + c;
-        w[k] = k < count ? weights[k] : 0;
-    }
+/* sum += K rows times their weights, while their next tile is fetched. */
+INLINE void NAME(add)(const T *const *rows, const double *weights, const int K, ptrdiff_t c, int width, int ahead,
+                      double *restrict sum) {
+    const T *x[8];
+    v8 w[8];
+    for (int k = 0; k < K; k++) x[k] = rows[k] + c, w[k] = (v8){0} + weights[k];
     int j = 0;
     for (; j + 16 <= width; j += 16) {
-        for (int k = 0; k < 4; k++) __builtin_prefetch(x[k] + j + ahead, 0, 2);
+        for (int k = 0; k < K; k++) __builtin_prefetch(x[k] + j + ahead, 0, 2);
         for (int v = 0; v < 16; v += 8) {
             v8 all = *(v8 *)(sum + j + v);
-            for (int k = 0; k < 4; k++) {
+            for (int k = 0; k < K; k++) {
                 v8 y;
                 EIGHT(y, x[k] + j + v);
                 all += w[k] * y;
@@ -459,14 +456,17 @@ INLINE void NAME(add_four)(const T *const *rows, const double *weights, int coun
             *(v8 *)(sum + j + v) = all;
         }
     }
-    for (; j < width; j++)
-        for (int k = 0; k < 4; k++) {
+    for (; j < width; j++) {
+        double all = sum[j];
+        for (int k = 0; k < K; k++) {
             double y = x[k][j];
 #ifdef DOUBLE
             y = y > SATURATE ? SATURATE : y < -SATURATE ? -SATURATE : y;
 #endif
-            sum[j] += w[k] * y;
+            all += weights[k] * y;
         }
+        sum[j] = all;
+    }
 }
 
 /* out = the sum of `count` rows times their weights; a lone row of weight 1 is copied. Returns as byzflow_combine. */
@@ -479,9 +479,13 @@ INLINE int NAME(combine_one)(const T *const *rows, const double *weights, int co
             odd |= NAME(load)(rows[0] + c, out + c, width, width);
             continue;
         }
+        const int ahead = d - c >= 4096 ? 2048 : 0;
+        int i = 0;
         memset(sum, 0, sizeof sum);
-        for (int i = 0; i < count; i += 4)
-            NAME(add_four)(rows + i, weights + i, count - i < 4 ? count - i : 4, c, width, d - c >= 4096 ? 2048 : 0, sum);
+        for (; i + 8 <= count; i += 8) NAME(add)(rows + i, weights + i, 8, c, width, ahead, sum);
+        for (; i + 4 <= count; i += 4) NAME(add)(rows + i, weights + i, 4, c, width, ahead, sum);
+        for (; i + 2 <= count; i += 2) NAME(add)(rows + i, weights + i, 2, c, width, ahead, sum);
+        if (i < count) NAME(add)(rows + i, weights + i, 1, c, width, ahead, sum);
         odd |= NAME(put)(sum, out + c, width);
     }
     return odd;
