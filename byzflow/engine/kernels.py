@@ -27,7 +27,7 @@ CHOICE = "BYZFLOW_KERNELS"
 LIBRARY = Path(__file__).with_name("_kernels.so")
 LINE = 64  # bytes
 BLOCK = 64  # coordinates of a tile of the C pass
-SPLIT = 1 << 15  # coordinates below which a second thread is not worth its start
+SPLIT = 1 << 15  # coordinates of 8 rows below which a second thread is not worth its start
 MAX_POINTS = 4096  # of a Gram, and rows of a network: beyond it networks grow too long to build
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 SPARSE = 3  # a mixing with less than one weight in so many is done weight by weight
@@ -178,7 +178,7 @@ def gram(lib: ctypes.CDLL, rows: Sequence[Tensor], judged: int) -> tuple[Tensor,
         )
         return g, bad
 
-    parts = in_parts(part, d, span)  # else the cut would change the references
+    parts = in_parts(part, d, span, n)  # else the cut would change the references
     inner = np.sum([g for g, _ in parts], axis=0)[:p, :p]
     upper = np.triu(inner)
     bad = np.bitwise_or.reduce([b for _, b in parts])[:judged]
@@ -212,7 +212,7 @@ def combine(lib: ctypes.CDLL, rows: Sequence[Tensor], weights: Tensor, out: Sequ
             tile.ctypes.data_as(ctypes.c_void_p),
         )
 
-    return all(in_parts(part, d, BLOCK))
+    return all(in_parts(part, d, BLOCK, n + m))
 
 
 def norms(lib: ctypes.CDLL, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -231,7 +231,7 @@ def norms(lib: ctypes.CDLL, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         )
         return squares, bad
 
-    parts = in_parts(part, d, BLOCK)
+    parts = in_parts(part, d, BLOCK, n)
     bad = np.bitwise_or.reduce([b for _, b in parts]).astype(bool)
     return torch.from_numpy(np.sum([s for s, _ in parts], axis=0)), torch.from_numpy(bad)
 
@@ -240,10 +240,10 @@ _pool: tuple[int, ThreadPoolExecutor] | None = None
 _starting = Lock()
 
 
-def in_parts(work: Callable[[int, int], R], d: int, step: int) -> list[R]:
-    """Calls work(start, stop) on shares of d coordinates, multiples of `step`, one a thread of torch's."""
+def in_parts(work: Callable[[int, int], R], d: int, step: int, n: int = 8) -> list[R]:
+    """Calls work(start, stop) on shares of d coordinates of n rows, multiples of `step`, one a thread of torch's."""
     global _pool
-    threads = max(1, min(torch.get_num_threads(), d // SPLIT))
+    threads = max(1, min(torch.get_num_threads(), n * d // (8 * SPLIT), d // step))
     if threads == 1:
         return [work(0, d)]
     with _starting:

@@ -115,10 +115,14 @@ def combine_pass(rows: AnyRows) -> list[Flat]:
     """Every row as an answer of its own."""
     lib = _library(rows.layout)
     answers = rows.layout.empty(rows.n)
-    if lib is not None and isinstance(rows, Mixed) and rows.width <= kernels.MAX_POINTS:
-        if _compiled_combine(lib, rows, answers) or rows.n == 1:
-            return answers
-        # a kept row that is not finite: 0 * inf is NaN there, and below it touches only the rows it has a share in
+    if (
+        lib is not None
+        and isinstance(rows, Mixed)
+        and rows.width <= kernels.MAX_POINTS
+        and (_compiled_combine(lib, rows, answers) or rows.n == 1)
+    ):
+        return answers
+    # or else a kept row is not finite: 0 * inf is NaN there, and here it touches only the rows it has a share in
     for span in rows.layout.spans(width(rows)):
         for answer, values in zip(answers, rows.tile(span), strict=True):
             answer[span.leaf][span.start : span.stop].copy_(values)
