@@ -50,7 +50,7 @@ static inline v8 byzflow_lanes(v8 a, v8 b, v8i lanes) {
 #endif
 
 /* What is done with a sorted column; the same numbers are in kernels.py. */
-enum { STORE = 0, RANK_MEAN = 1, CLAMPED_MEAN = 2, NEAREST_MEAN = 3 };
+enum { RANK_MEAN = 1, CLAMPED_MEAN = 2, NEAREST_MEAN = 3 };
 
 typedef struct {
     int32_t mode;
@@ -204,7 +204,7 @@ INLINE void NAME(mix)(const T *const *rows, int n, const double *weights, T *mix
 }
 
 INLINE void NAME(pass_tiles)(const T *const *rows, int n, ptrdiff_t d, const double *weights, int m, const program *p,
-                             T *const *out, uint8_t *bad, T *tile, const T **source, T *mixed, const int B) {
+                             T *out, uint8_t *bad, T *tile, const T **source, T *mixed, const int B) {
     for (ptrdiff_t c = 0; c < d; c += B) {
         const int width = d - c < B ? (int)(d - c) : B;
         const ptrdiff_t ahead = c + B < d ? c + B : c;
@@ -224,21 +224,17 @@ INLINE void NAME(pass_tiles)(const T *const *rows, int n, ptrdiff_t d, const dou
             for (; r < m; r++) NAME(mix)(source, n, weights + (size_t)r * n, mixed + (size_t)r * B, 1, 8);
             ranked = mixed;
         }
-        if (p->mode == STORE) {
-            for (int r = 0; r < m; r++) memcpy(out[r] + c, ranked + (size_t)r * B, (size_t)width * sizeof(T));
-            continue;
-        }
         double result[B];
         NAME(sort)(ranked, p, B);
         NAME(reduce)(ranked, m, p, result, B);
-        for (int j = 0; j < width; j++) out[0][c + j] = (T)result[j];
+        for (int j = 0; j < width; j++) out[c + j] = (T)result[j];
     }
 }
 
-/* One pass over d coordinates of n rows. weights: (m, n) or NULL (then m = n). out: m rows for STORE, else one.
+/* One pass over d coordinates of n rows. weights: (m, n) or NULL (then m = n). out: (d,).
  * Room: tile n * 64 of T, source n pointers, mixed m * 64 of T. bad: (n,), added to where there are no weights. */
 EVERY_CPU void NAME(byzflow_pass)(const T *const *rows, int n, ptrdiff_t d, const double *weights, int m, const program *p,
-                                  T *const *out, uint8_t *bad, T *tile, const T **source, T *mixed) {
+                                  T *out, uint8_t *bad, T *tile, const T **source, T *mixed) {
     NAME(pass_tiles)(rows, n, d, weights, m, p, out, bad, tile, source, mixed, 64);
 }
 

@@ -119,7 +119,7 @@ def run(
     rows: Sequence[Tensor],
     weights: Tensor | None,
     rule: RankMean,
-    out: Sequence[Tensor],
+    out: Tensor,
 ) -> Tensor:
     """One pass over flat contiguous rows of one dtype: mix by `weights` (m, n), rank by `rule`, write to `out`.
 
@@ -144,7 +144,7 @@ def run(
             ctypes.c_void_p(None if mixing is None else mixing.data_ptr()),
             ctypes.c_int(m),
             ctypes.byref(program),
-            _pointers(out, start),
+            ctypes.c_void_p(out.data_ptr() + start * out.element_size()),
             bad.ctypes.data_as(ctypes.c_void_p),
             tile.ctypes.data_as(ctypes.c_void_p),
             source.ctypes.data_as(ctypes.c_void_p),

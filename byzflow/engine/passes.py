@@ -159,7 +159,7 @@ def _compiled_pass(lib: CDLL, rows: AnyRows, rule: RankMean) -> tuple[list[Flat]
         return [[leaf.zero_() for leaf in answer] for answer in answers], bad
     for span, tensors in _pieces(parts, rows.layout):
         with _room(answers, span, tensors[0].dtype) as out:
-            found = kernels.run(lib, tensors, weights, rule, out)
+            found = kernels.run(lib, tensors, weights, rule, out[0])
         if weights is None:
             bad |= found
     return answers, bad
