@@ -80,7 +80,7 @@ class Layout:
         if not self.stacked:
             return [self.restore(answer) for answer in answers]
         leaf = self.leaves[0]
-        whole = _adjoining([answer[0] for answer in answers])
+        whole = _adjoining([answer[0] for answer in answers]) if answers else None
         if whole is not None:
             out = whole.view(len(answers), *leaf.shape)
             return out.numpy() if self.arrays else out
