@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +59,10 @@ class Gram:
 
     def mixed(self, mixing: Tensor) -> Gram:
         """The Gram of mixing @ rows, mixing (m, n) or (m, p - 1); extra vectors and origin stay."""
-        distinct, which = torch.unique(mixing, dim=0, return_inverse=True)  # equal rows tie to the last bit
+        lines = (mixing + 0.0).numpy()  # no -0.0, which differs from 0.0 in its bytes alone
+        seen: dict[bytes, int] = {}
+        which = torch.tensor([seen.setdefault(line.tobytes(), len(seen)) for line in lines])
+        distinct = torch.from_numpy(np.array([np.frombuffer(line) for line in seen]))  # equal rows tie to the last bit
         others = torch.eye(self.inner.shape[0], dtype=torch.float64)[self.n :]
         full = torch.cat([self.affine(distinct), others])
         infinite = None

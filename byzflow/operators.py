@@ -182,8 +182,9 @@ class Mixing(Operator):
     """A rule whose result is `weights @ rows`, the weights found from the rows' Gram alone."""
 
     kind: ClassVar[str] = "span"
-    measures: ClassVar[Literal["distances", "norms"]] = "distances"
-    """What `weights` looks at; a rule that needs norms at most is spared the products of the rows."""
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "distances"
+    """What `weights` looks at; a rule that needs norms at most is spared the products of the rows, one that needs
+    nothing the whole pass."""
 
     @property
     def pivots(self) -> Mapping[str, CoordinateWise]:

@@ -9,6 +9,7 @@ pivots              a column rule whose result is one more point: computed a til
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -151,6 +152,9 @@ def execute(
     first = operator.stages[0] if isinstance(operator, Chain) else operator
     if isinstance(first, CoordinateWise) and not isinstance(first, Mixing):
         return _by_column(first, rows, nonfinite, extras, audit)
+    if isinstance(operator, Mixing) and operator.measures == "nothing" and _shows_nonfinite(rows):
+        with suppress(ByzflowError):  # said again below, if it is more than that
+            return _by_gram(operator, rows, nonfinite, extras, audit, blind=True)
     return _by_gram(operator, rows, nonfinite, extras, audit)
 
 
@@ -180,10 +184,19 @@ def _by_column(
 
 
 def _by_gram(
-    operator: Operator, rows: AnyRows, nonfinite: Nonfinite, extras: Mapping[str, Any], audit: bool
+    operator: Operator,
+    rows: AnyRows,
+    nonfinite: Nonfinite,
+    extras: Mapping[str, Any],
+    audit: bool,
+    blind: bool = False,
 ) -> Aggregation:
-    """The Gram pass, the weights of every stage, then one pass that combines, mixes and ranks, or produces."""
-    call, work = _begin(operator, rows, nonfinite, extras)
+    """The Gram pass, the weights of every stage, then one pass that combines, mixes and ranks, or produces.
+
+    `blind` leaves the first out, for one stage that measures nothing; NonFiniteRows if the answer shows that a row
+    holds NaN or Inf.
+    """
+    call, work = _begin(operator, rows, nonfinite, extras, blind)
     seen: list[Sight] = []  # by each stage
     for stage in call.stages:
         rows_in = work.rows
@@ -206,6 +219,8 @@ def _by_gram(
     else:
         answers = combine_pass(work.rows)
         assert isinstance(last, Mixing)
+        if blind and not _shows_all_finite(work, answers):
+            raise NonFiniteRows("a row holds NaN or Inf")
         for answer in answers:
             last.finish(answer, gram, **call.taken(last, "finish"))
     value = _restore(last, rows, answers)
@@ -232,13 +247,32 @@ def _produced(
     return answers, weights.unsqueeze(0) if work.mixing is None else weights.unsqueeze(0) @ work.mixing
 
 
-def _begin(operator: Operator, rows: AnyRows, nonfinite: Nonfinite, extras: Mapping[str, Any]) -> tuple[Call, Work]:
+def _shows_nonfinite(rows: AnyRows) -> bool:
+    """Whether NaN and Inf outlast a combination (Inf in float64 is saturated), and looking for them is cheap."""
+    return rows.layout.dtype == torch.float32 and rows.layout.device.type == "cpu"
+
+
+def _shows_all_finite(work: Work, answers: list[Flat]) -> bool:
+    """Whether every row has a share in the answers and these are finite."""
+    shared = work.mixing is not None and bool((work.mixing[:, : work.parts[0].n] != 0).all())
+    return shared and all(bool(leaf.sum(dtype=torch.float64).isfinite()) for answer in answers for leaf in answer)
+
+
+def _begin(
+    operator: Operator, rows: AnyRows, nonfinite: Nonfinite, extras: Mapping[str, Any], blind: bool
+) -> tuple[Call, Work]:
     """The finite filter, in the pass that the first stage needs anyway."""
     vectors = extra_vectors(operator, rows, extras, rows.n)
     first = operator.stages[0] if isinstance(operator, Chain) else operator
     pivoted = isinstance(first, Mixing) and bool(first.pivots)  # then another Gram follows, of the rows that are left
     light = not vectors and (pivoted or _needs_norms_at_most(operator))
-    inner, bad = norm_pass(rows) if light else gram_pass(rows, list(vectors.values()))
+    if blind:  # NaN, so that no rule can take it for a measure
+        inner, bad = (
+            torch.full((rows.n + 1,) * 2, torch.nan, dtype=torch.float64),
+            torch.zeros(rows.n, dtype=torch.bool),
+        )
+    else:
+        inner, bad = norm_pass(rows) if light else gram_pass(rows, list(vectors.values()))
     gram = Gram(inner, rows.n, {name: each.n for name, each in vectors.items()}, norms_only=light)
     for name in vectors:
         points = list(gram.points(name))
@@ -262,7 +296,7 @@ def _needs_norms_at_most(operator: Operator) -> bool:
     """Whether the one mixing among the stages, if any, does; behind another, even norms need the products."""
     stages = operator.stages if isinstance(operator, Chain) else (operator,)
     mixing = [stage for stage in stages if isinstance(stage, Mixing)]
-    return len(mixing) <= 1 and all(stage.measures == "norms" and not stage.pivots for stage in mixing)
+    return len(mixing) <= 1 and all(stage.measures != "distances" and not stage.pivots for stage in mixing)
 
 
 def extra_vectors(operator: Operator, rows: AnyRows, extras: Mapping[str, Any], n: int) -> dict[str, Rows]:

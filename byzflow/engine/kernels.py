@@ -28,10 +28,11 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 LINE = 64  # bytes
 BLOCK = 64  # coordinates of a tile of the C pass
 RUN, PAD = 32, 3  # rows that it sorts at a time, and the most that it adds to fill such a run up
-SPLIT = 1 << 15  # coordinates below which a second thread is not worth its start
+SPLIT = 1 << 15  # coordinates of 8 rows below which a second thread is not worth its start
 MAX_POINTS = 4096  # of a Gram, and rows of a network: beyond it networks grow too long to build
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-STORE = 0
+SPARSE = 3  # a mixing with less than one weight in so many is done weight by weight
+MIXED = 5  # rows of a dense mixing that the kernel makes at a time
 R = TypeVar("R")
 
 
@@ -105,8 +106,8 @@ def run(
     lib: ctypes.CDLL,
     rows: Sequence[Tensor],
     weights: Tensor | None,
-    rule: RankMean | None,
-    out: Sequence[Tensor],
+    rule: RankMean,
+    out: Tensor,
 ) -> Tensor:
     """One pass over flat contiguous rows of one dtype: mix by `weights` (m, n), rank by `rule`, write to `out`.
 
@@ -115,10 +116,8 @@ def run(
     n, d, dtype = len(rows), rows[0].numel(), rows[0].dtype
     m = n if weights is None else len(weights)
     mixing = None if weights is None else weights.contiguous()
-    program = _Program(STORE, 0, 0, 0, 0, None)
-    if rule is not None:
-        comparators = network(m, *rule.ranks(m), run=RUN)
-        program = _Program(rule.code, rule.low, rule.high, rule.count, len(comparators), comparators.ctypes.data)
+    comparators = network(m, *rule.ranks(m), run=RUN)
+    program = _Program(rule.code, rule.low, rule.high, rule.count, len(comparators), comparators.ctypes.data)
     function = getattr(lib, f"byzflow_pass_{SUFFIX[dtype]}")
     function.argtypes = _PASS
     room = (n + m + 2 * PAD) * BLOCK * dtype.itemsize  # of the tile; the pointers lie behind it
@@ -134,7 +133,7 @@ def run(
             None if mixing is None else mixing.data_ptr(),
             m,
             ctypes.byref(program),
-            _pointers(out, start),
+            out.data_ptr() + start * out.element_size(),
             bad.ctypes.data,
             tile,
             tile + room,
@@ -147,14 +146,13 @@ def run(
 def gram(lib: ctypes.CDLL, rows: Sequence[Tensor], judged: int) -> tuple[Tensor, Tensor]:
     """Inner products (n + 1, n + 1) of flat contiguous rows and the origin, and (judged,) bool of rows not finite."""
     n, d, dtype = len(rows), rows[0].numel(), rows[0].dtype
-    p = n + 1
-    columns = 256 if p <= 16 else 128  # of a tile, which should stay in the first or second cache
+    p, q = n + 1, n // 4 * 4 + 4  # the kernel's blocks are 4 x 4
+    columns = 256 if n < 256 else 64  # of a tile, which stays in the second cache
+    span = max(columns, 1024 if n < 32 else 0)  # coordinates that share a reference
     function = getattr(lib, f"byzflow_gram_{SUFFIX[dtype]}")
 
-    def part(
-        start: int, stop: int
-    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.uint8]]]:
-        g, bad, tile = np.zeros((p, p)), np.zeros(n, dtype=np.uint8), _aligned((p + 4) * columns * 8)
+    def part(start: int, stop: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        g, bad, tile = np.zeros((q, q)), np.zeros(n, dtype=np.uint8), _aligned((q + 1) * columns * 8)
         function(
             _pointers(rows, start),
             ctypes.c_int(n),
@@ -164,14 +162,45 @@ def gram(lib: ctypes.CDLL, rows: Sequence[Tensor], judged: int) -> tuple[Tensor,
             bad.ctypes.data_as(ctypes.c_void_p),
             tile.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_int(columns),
+            ctypes.c_ssize_t(span),
         )
         return g, bad
 
-    parts = in_parts(part, d, columns)
-    inner = np.sum([g for g, _ in parts], axis=0)
+    parts = in_parts(part, d, span, n)  # else the cut would change the references
+    inner = np.sum([g for g, _ in parts], axis=0)[:p, :p]
     upper = np.triu(inner)
     bad = np.bitwise_or.reduce([b for _, b in parts])[:judged]
     return torch.from_numpy(upper + np.triu(inner, 1).T), torch.from_numpy(bad.astype(bool))
+
+
+def combine(lib: ctypes.CDLL, rows: Sequence[Tensor], weights: Tensor, out: Sequence[Tensor]) -> bool:
+    """Writes weights (m, n) @ rows to the m flat tensors of `out`; whether all of it is finite.
+
+    Weights of 0 are skipped where that is worth it: otherwise a row that is not finite touches every answer.
+    """
+    n, d, dtype, m = len(rows), rows[0].numel(), rows[0].dtype, len(weights)
+    plain, packed = weights.numpy(), None
+    if m > 1 and np.count_nonzero(plain) * SPARSE > plain.size:
+        packed = np.zeros((-(-m // MIXED) * MIXED, n))
+        packed[:m] = plain
+        packed = np.ascontiguousarray(packed.reshape(-1, MIXED, n).transpose(0, 2, 1))
+    plain = np.ascontiguousarray(plain)
+    function = getattr(lib, f"byzflow_combine_{SUFFIX[dtype]}")
+
+    def part(start: int, stop: int) -> bool:
+        tile = _aligned(0 if packed is None else n * 128 * 8)
+        return not function(
+            _pointers(rows, start),
+            ctypes.c_int(n),
+            ctypes.c_ssize_t(stop - start),
+            plain.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_void_p(None) if packed is None else packed.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int(m),
+            _pointers(out, start),
+            tile.ctypes.data_as(ctypes.c_void_p),
+        )
+
+    return all(in_parts(part, d, BLOCK, n + m))
 
 
 def norms(lib: ctypes.CDLL, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -190,7 +219,7 @@ def norms(lib: ctypes.CDLL, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         )
         return squares, bad
 
-    parts = in_parts(part, d, BLOCK)
+    parts = in_parts(part, d, BLOCK, n)
     bad = np.bitwise_or.reduce([b for _, b in parts]).astype(bool)
     return torch.from_numpy(np.sum([s for s, _ in parts], axis=0)), torch.from_numpy(bad)
 
@@ -199,10 +228,10 @@ _pool: tuple[int, ThreadPoolExecutor] | None = None
 _starting = Lock()
 
 
-def in_parts(work: Callable[[int, int], R], d: int, step: int) -> list[R]:
-    """Calls work(start, stop) on shares of d coordinates, multiples of `step`, one a thread of torch's."""
+def in_parts(work: Callable[[int, int], R], d: int, step: int, n: int = 8) -> list[R]:
+    """Calls work(start, stop) on shares of d coordinates of n rows, multiples of `step`, one a thread of torch's."""
     global _pool
-    threads = max(1, min(torch.get_num_threads(), d // SPLIT))
+    threads = max(1, min(torch.get_num_threads(), n * d // (8 * SPLIT), d // step))
     if threads == 1:
         return [work(0, d)]
     with _starting:

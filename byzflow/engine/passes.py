@@ -7,6 +7,7 @@ them where they lie (`byzflow.engine.kernels`); elsewhere, and for rules that ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import CDLL
 
 import torch
@@ -16,8 +17,6 @@ from byzflow.engine import cuda, kernels
 from byzflow.layout import Flat, Layout, Span
 from byzflow.ranks import RankMean
 from byzflow.rows import TILE_ELEMENTS, AnyRows, Mixed, Rows, saturated
-
-SPARSE = 3  # a mixing with less than one weight in so many is done row by row
 
 
 def width(rows: AnyRows, more: int = 0) -> int:
@@ -92,7 +91,7 @@ def column_pass(
     """
     lib = _library(rows.layout)
     if lib is not None and rule is not None and rows.n <= kernels.MAX_POINTS:
-        return _compiled_pass(lib, rows, rule, 1)
+        return _compiled_pass(lib, rows, rule)
     bad = torch.zeros(rows.n, dtype=torch.bool, device=rows.layout.device)
     answers = rows.layout.empty(count)
     for span in rows.layout.spans(width(rows)):
@@ -111,15 +110,15 @@ def column_pass(
 def combine_pass(rows: AnyRows) -> list[Flat]:
     """Every row as an answer of its own."""
     lib = _library(rows.layout)
-    if lib is not None and isinstance(rows, Mixed) and rows.parts:
-        if rows.n > 1 and int((rows.weights != 0).sum()) * SPARSE <= rows.weights.numel():
-            # scaled rows and buckets: one by one, each reads only its own
-            return [combine_pass(Mixed(rows.parts, row.unsqueeze(0)))[0] for row in rows.weights]
-        answers = _compiled_pass(lib, rows, None, rows.n)[0]
-        if rows.n == 1 or all(bool(leaf.sum(dtype=torch.float64).isfinite()) for answer in answers for leaf in answer):
-            return answers
-        # a kept row that is not finite: 0 * inf is NaN there, and below it touches only the rows it has a share in
     answers = rows.layout.empty(rows.n)
+    if (
+        lib is not None
+        and isinstance(rows, Mixed)
+        and rows.width <= kernels.MAX_POINTS
+        and (_compiled_combine(lib, rows, answers) or rows.n == 1)
+    ):
+        return answers
+    # or else a kept row is not finite: 0 * inf is NaN there, and here it touches only the rows it has a share in
     for span in rows.layout.spans(width(rows)):
         for answer, values in zip(answers, rows.tile(span), strict=True):
             answer[span.leaf][span.start : span.stop].copy_(values)
@@ -157,23 +156,45 @@ def _lying(part: AnyRows, k: int, dtype: torch.dtype) -> list[Tensor] | None:
     return leaves if all(leaf.dtype == dtype and leaf.is_contiguous() for leaf in leaves) else None
 
 
-def _compiled_pass(lib: CDLL, rows: AnyRows, rule: RankMean | None, count: int) -> tuple[list[Flat], Tensor]:
+def _compiled_pass(lib: CDLL, rows: AnyRows, rule: RankMean) -> tuple[list[Flat], Tensor]:
     parts, weights = (rows.parts, rows.weights) if isinstance(rows, Mixed) else ([rows], None)
-    answers = rows.layout.empty(count)
+    answers = rows.layout.empty(1)
     bad = torch.zeros(rows.n, dtype=torch.bool)
     if not parts:
         return [[leaf.zero_() for leaf in answer] for answer in answers], bad
-    for (k, start, stop), tensors in _pieces(parts, rows.layout):
-        out = [answer[k][start:stop] for answer in answers]
-        direct = out[0].dtype == tensors[0].dtype
-        room = out if direct else [torch.empty(stop - start, dtype=tensors[0].dtype) for _ in out]
-        found = kernels.run(lib, tensors, weights, rule, room)
+    for span, tensors in _pieces(parts, rows.layout):
+        with _room(answers, span, tensors[0].dtype) as out:
+            found = kernels.run(lib, tensors, weights, rule, out[0])
         if weights is None:
             bad |= found
-        if not direct:
-            for target, values in zip(out, room, strict=True):
-                target.copy_(values)
     return answers, bad
+
+
+def _compiled_combine(lib: CDLL, rows: Mixed, answers: list[Flat]) -> bool:
+    """Writes the answers; whether all of them are finite."""
+    if not rows.parts:
+        for answer in answers:
+            for leaf in answer:
+                leaf.zero_()
+        return True
+    finite = True
+    for span, tensors in _pieces(rows.parts, rows.layout):
+        with _room(answers, span, tensors[0].dtype) as out:
+            finite &= kernels.combine(lib, tensors, rows.weights, out)
+    return finite
+
+
+@contextmanager
+def _room(answers: list[Flat], span: Span, dtype: torch.dtype) -> Iterator[list[Tensor]]:
+    """The place of a span in the answers, or room of another dtype that is copied there in the end."""
+    out = [answer[span.leaf][span.start : span.stop] for answer in answers]
+    if out[0].dtype == dtype:
+        yield out
+        return
+    room = [torch.empty(span.stop - span.start, dtype=dtype) for _ in out]
+    yield room
+    for target, values in zip(out, room, strict=True):
+        target.copy_(values)
 
 
 def _compiled_gram(lib: CDLL, rows: AnyRows, vectors: Sequence[AnyRows]) -> tuple[Tensor, Tensor]:
