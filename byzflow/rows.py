@@ -3,7 +3,7 @@
 A row is a tensor, a numpy array, or a mapping name -> tensor or array (a state dict). `Rows.of` accepts a
 list of n rows, or one (n, ...) tensor or array. `tile(span)` gathers some coordinates of every row into one small
 tensor. `Mixed` is rows that are combinations of others, computed a tile at a time: the rows between two stages of
-a chain never exist as a whole.
+a chain never exist as a whole. `Shifted` is rows less one vector, such as models less the one they started from.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class Mixed(Arranged):
     def __init__(self, parts: Sequence[AnyRows], weights: Tensor) -> None:
         """`weights` (m, total rows of the parts) float64, on the CPU."""
         self.layout = parts[0].layout
+        parts, weights = _where_they_lie(parts, weights)
         self.n = weights.shape[0]
         live = (weights != 0).any(0)
         self.parts: list[AnyRows] = []
@@ -151,6 +152,63 @@ class Mixed(Arranged):
         other.layout, other.n, other.width = layout, len(weights), self.width
         other.parts, other.weights = list(parts), weights
         return other
+
+
+class Shifted(Arranged):
+    """n rows less one vector, the origin that they are measured from: models less the one they were trained from.
+
+    No difference exists beyond a tile, and combinations and inner products are found without any, from the rows where
+    they lie. Differences of float32 are float32, of halves float32 too.
+    """
+
+    def __init__(self, rows: Any, origin: Any) -> None:
+        """`rows` as `Rows.of` takes them, and one more like them. Raises RowsError where they do not fit."""
+        self.rows = Rows.of(rows)
+        self.origin = origin if isinstance(origin, Rows) else self.rows.vector("origin", origin)
+        self.layout = self.rows.layout
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.rows.n
+
+    @property
+    def width(self) -> int:
+        """Rows that a tile reads."""
+        return self.rows.n + 1
+
+    def tile(self, span: Span) -> Tensor:
+        """These coordinates of every row: (n, stop - start) in the layout's dtype, a copy."""
+        return self.rows.tile(span).sub_(self.origin.tile(span))
+
+    def pick(self, coordinates: Tensor) -> Tensor:
+        """Some coordinates of every row, numbered through the leaves: (n, k) in the layout's dtype."""
+        return self.rows.pick(coordinates).sub_(self.origin.pick(coordinates))
+
+    def take(self, indices: Sequence[int]) -> Shifted:
+        """The rows at these indices, sharing memory."""
+        return Shifted(self.rows.take(indices), self.origin)
+
+    def leaf(self, k: int) -> Shifted:
+        """The rows as if leaf k were all of them, sharing memory."""
+        return Shifted(self.rows.leaf(k), self.origin.leaf(k))
+
+
+def _where_they_lie(parts: Sequence[AnyRows], weights: Tensor) -> tuple[list[AnyRows], Tensor]:
+    """The same combinations, of shifted rows as combinations of the rows and of their origin."""
+    lie: list[AnyRows] = []
+    columns: list[Tensor] = []
+    start = 0
+    for part in parts:
+        own = weights[:, start : start + part.n]
+        start += part.n
+        if isinstance(part, Shifted):
+            lie += [part.rows, part.origin]
+            columns += [own, -own.sum(1, keepdim=True)]
+        else:
+            lie.append(part)
+            columns.append(own)
+    return lie, torch.cat(columns, dim=1)
 
 
 def combined(weights: Tensor, tile: Tensor) -> Tensor:
@@ -202,7 +260,7 @@ class Streamed(Arranged):
         return self
 
 
-AnyRows = Rows | Mixed | Streamed
+AnyRows = Rows | Mixed | Shifted | Streamed
 
 
 def saturated(tile: Tensor) -> Tensor:
