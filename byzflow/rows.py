@@ -85,8 +85,8 @@ class Rows(Arranged):
         """These coordinates of every row: (n, stop - start) in the layout's dtype, a copy."""
         k, a, b = span
         out = torch.empty((self.n, b - a), dtype=self.layout.dtype, device=self.layout.device)
-        for i, source in enumerate(self.sources):
-            out[i].copy_(source[k][a:b])
+        for row, source in zip(out.unbind(), self.sources, strict=True):
+            row.copy_(source[k][a:b])
         return out
 
     def pick(self, coordinates: Tensor) -> Tensor:
@@ -271,10 +271,15 @@ def saturated(tile: Tensor) -> Tensor:
 class _Shared:
     """Read-only memory as torch wants it, without a copy: byzflow never writes to a row."""
 
+    __slots__ = ("base",)
+
     def __init__(self, base: np.ndarray[Any, Any]) -> None:
         self.base = base
-        address = base.__array_interface__["data"][0]
-        self.__array_interface__ = base.__array_interface__ | {"data": (address, False)}
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        interface = self.base.__array_interface__
+        return interface | {"data": (interface["data"][0], False)}
 
 
 def _is_array(row: Any) -> bool:

@@ -151,7 +151,8 @@ def _pieces(parts: Sequence[AnyRows], layout: Layout) -> Iterator[tuple[Span, li
             continue
         for start in range(0, leaf.numel, wide):
             span = Span(k, start, min(start + wide, leaf.numel))
-            yield span, list(torch.cat([part.tile(span) for part in parts]))
+            tiles = [part.tile(span) for part in parts]
+            yield span, list(tiles[0] if len(tiles) == 1 else torch.cat(tiles))
 
 
 def _compiled_pass(lib: CDLL, rows: AnyRows, rule: RankMean | None, count: int) -> tuple[list[Flat], Tensor]:
