@@ -173,6 +173,7 @@ class Robust(Strategy):
 
         buffers = median_buffers(sent, kept) if self.buffers == "median" else sent.kept_buffers
         offered = sent.offered(aggregation.value)
+        del aggregation  # a model's memory, before the wrapped strategy takes its own
         metrics = median_metrics(kept, self.weighted_by_key)
         arrays, reported = self.strategy.aggregate_train(
             server_round, [reply.answering(metrics, offered) for reply in kept]
