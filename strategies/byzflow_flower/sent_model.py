@@ -83,9 +83,10 @@ class SentModel:
         """Which array of a reply holds NaN or Inf, itself or as an update, and how many; or an empty string."""
         with np.errstate(over="ignore", invalid="ignore"):  # a peer's numbers are judged, not warned about
             for name in self.weights:
-                if name not in self.moderate or not _moderate(arrays[name]):
-                    if bad := _count_bad(arrays[name], self.arrays[name]):
-                        return f"array {name!r} holds {bad} NaN or Inf"
+                if name in self.moderate and _moderate(arrays[name]):
+                    continue
+                if bad := _count_bad(arrays[name], self.arrays[name]):
+                    return f"array {name!r} holds {bad} NaN or Inf"
         return not_finite({name: arrays[name] for name in self.buffers})
 
     def updates(self, replies: Sequence[Arrays]) -> Shifted:

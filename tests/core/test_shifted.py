@@ -119,7 +119,9 @@ def test_a_row_that_is_not_finite_is_left_out() -> None:
 
 def test_combinations_and_products_are_read_where_the_rows_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, origin = models()
-    shifted = Shifted([{n: leaf.numpy() for n, leaf in row.items()} for row in rows], {n: leaf.numpy() for n, leaf in origin.items()})
+    shifted = Shifted(
+        [{n: leaf.numpy() for n, leaf in row.items()} for row in rows], {n: leaf.numpy() for n, leaf in origin.items()}
+    )
     monkeypatch.setattr(Shifted, "tile", lambda *_: pytest.fail("a difference was made"))
     weights = torch.rand(4, N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     differences = torch.stack([flat(row) for row in less(rows, origin, torch.float64)])

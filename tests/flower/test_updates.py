@@ -97,7 +97,7 @@ def test_a_model_that_is_lost_already_is_kept_with_a_reason() -> None:
 
 PEAK = """
 import sys
-from benchmarks.flower_round import build
+from benchmarks.flower_step import build
 from benchmarks.case import rows_of, small
 from benchmarks.memory import peak
 from benchmarks.workloads import Workload
