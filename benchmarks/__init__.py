@@ -10,7 +10,8 @@
     memory      peak extra memory of one call
     apart       a function in a fresh process, with a limit on its time and memory
     preload     what all processes import
-    flower_round  a Flower server's step, from the replies to the model
+    flower_round  `python -m benchmarks.flower_round`: that run, of a Flower server's step alone
+    flower_step  a Flower server's step, from the replies to the model
     machine     what it ran on
     plot        time by d and by n, with fitted slopes
 

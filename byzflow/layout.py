@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -44,12 +45,12 @@ class Layout:
     arrays: bool = False  # rows came as numpy arrays
     stacked: bool = True  # rows came as one (n, ...) tensor or array
 
-    @property
+    @cached_property
     def d(self) -> int:
         """Coordinates of one row."""
         return sum(leaf.numel for leaf in self.leaves)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype that tiles have: float64 if any leaf has it, else float32."""
         return torch.float64 if any(leaf.dtype == torch.float64 for leaf in self.leaves) else torch.float32

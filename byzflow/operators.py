@@ -31,7 +31,7 @@ from byzflow.layout import Flat
 from byzflow.parameters import faults, param, parameters, show
 from byzflow.ranks import RankMean
 from byzflow.robustness import Bounds
-from byzflow.rows import AnyRows, Mixed, Rows, Streamed
+from byzflow.rows import AnyRows, Rows
 
 if TYPE_CHECKING:
     from byzflow.engine.plan import Plan
@@ -137,7 +137,7 @@ class Operator:
     @property
     def accepts(self) -> frozenset[str]:
         """Names of the extras that a call may pass."""
-        return extras_of(type(self))
+        return extras_of(type(self))  # type: ignore[arg-type]  # classes do hash
 
     def bounds(self, n: int, f: int, d: int | None) -> Bounds:
         """What is proven of it for n rows, f of them Byzantine, of d coordinates (any d if None)."""
@@ -159,7 +159,7 @@ class Operator:
         """Execute on rows; the engine knows the kinds, so it is imported when the first call is made."""
         from byzflow.engine.execute import execute
 
-        return execute(self, rows if isinstance(rows, Mixed | Streamed) else Rows.of(rows), nonfinite, extras, audit)
+        return execute(self, rows if isinstance(rows, AnyRows) else Rows.of(rows), nonfinite, extras, audit)
 
     def plan(self, n: int, d: int) -> Plan:
         """Its passes over n rows of d float32 coordinates: bytes, operations and expected time on this machine."""

@@ -2,8 +2,9 @@
 
 A row is a tensor, a numpy array, or a mapping name -> tensor or array (a state dict). `Rows.of` accepts a
 list of n rows, or one (n, ...) tensor or array. `tile(span)` gathers some coordinates of every row into one small
-tensor. `Mixed` is rows that are combinations of others and `Ranked` a row that a column rule makes of others, both
-computed a tile at a time: the rows between two stages of a chain never exist as a whole.
+tensor. `Mixed` is rows that are combinations of others, `Ranked` a row that a column rule makes of others, `Shifted`
+rows less one vector, such as models less the one they started from. All are computed a tile at a time: the rows
+between two stages of a chain never exist as a whole.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ class Rows(Arranged):
         """These coordinates of every row: (n, stop - start) in the layout's dtype, a copy."""
         k, a, b = span
         out = torch.empty((self.n, b - a), dtype=self.layout.dtype, device=self.layout.device)
-        for i, source in enumerate(self.sources):
-            out[i].copy_(source[k][a:b])
+        for row, source in zip(out.unbind(), self.sources, strict=True):
+            row.copy_(source[k][a:b])
         return out
 
     def pick(self, coordinates: Tensor) -> Tensor:
@@ -126,6 +127,7 @@ class Mixed(Arranged):
     def __init__(self, parts: Sequence[AnyRows], weights: Tensor) -> None:
         """`weights` (m, total rows of the parts) float64, on the CPU."""
         self.layout = parts[0].layout
+        parts, weights = _where_they_lie(parts, weights)
         self.n = weights.shape[0]
         live = (weights != 0).any(0)
         self.parts: list[AnyRows] = []
@@ -168,6 +170,63 @@ class Mixed(Arranged):
         other.layout, other.n, other.width = layout, len(weights), self.width
         other.parts, other.weights = list(parts), weights
         return other
+
+
+class Shifted(Arranged):
+    """n rows less one vector, the origin that they are measured from: models less the one they were trained from.
+
+    No difference exists beyond a tile, and combinations and inner products are found without any, from the rows where
+    they lie. Differences of float32 are float32, of halves float32 too.
+    """
+
+    def __init__(self, rows: Any, origin: Any) -> None:
+        """`rows` as `Rows.of` takes them, and one more like them. Raises RowsError where they do not fit."""
+        self.rows = Rows.of(rows)
+        self.origin = origin if isinstance(origin, Rows) else self.rows.vector("origin", origin)
+        self.layout = self.rows.layout
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.rows.n
+
+    @property
+    def width(self) -> int:
+        """Rows that a tile reads."""
+        return self.rows.n + 1
+
+    def tile(self, span: Span) -> Tensor:
+        """These coordinates of every row: (n, stop - start) in the layout's dtype, a copy."""
+        return self.rows.tile(span).sub_(self.origin.tile(span))
+
+    def pick(self, coordinates: Tensor) -> Tensor:
+        """Some coordinates of every row, numbered through the leaves: (n, k) in the layout's dtype."""
+        return self.rows.pick(coordinates).sub_(self.origin.pick(coordinates))
+
+    def take(self, indices: Sequence[int]) -> Shifted:
+        """The rows at these indices, sharing memory."""
+        return Shifted(self.rows.take(indices), self.origin)
+
+    def cut(self, span: Span) -> Shifted:
+        """The rows as if these coordinates were all of them, sharing memory."""
+        return Shifted(self.rows.cut(span), self.origin.cut(span))
+
+
+def _where_they_lie(parts: Sequence[AnyRows], weights: Tensor) -> tuple[list[AnyRows], Tensor]:
+    """The same combinations, of shifted rows as combinations of the rows and of their origin."""
+    lie: list[AnyRows] = []
+    columns: list[Tensor] = []
+    start = 0
+    for part in parts:
+        own = weights[:, start : start + part.n]
+        start += part.n
+        if isinstance(part, Shifted):
+            lie += [part.rows, part.origin]
+            columns += [own, -own.sum(1, keepdim=True)]
+        else:
+            lie.append(part)
+            columns.append(own)
+    return lie, torch.cat(columns, dim=1)
 
 
 def combined(weights: Tensor, tile: Tensor) -> Tensor:
@@ -254,7 +313,7 @@ class Ranked(Arranged):
         return Ranked(self._rows.cut(span), self._rank)
 
 
-AnyRows = Rows | Mixed | Streamed | Ranked
+AnyRows = Rows | Mixed | Shifted | Streamed | Ranked
 
 
 def saturated(tile: Tensor) -> Tensor:
@@ -265,10 +324,15 @@ def saturated(tile: Tensor) -> Tensor:
 class _Shared:
     """Read-only memory as torch wants it, without a copy: byzflow never writes to a row."""
 
+    __slots__ = ("base",)
+
     def __init__(self, base: np.ndarray[Any, Any]) -> None:
         self.base = base
-        address = base.__array_interface__["data"][0]
-        self.__array_interface__ = base.__array_interface__ | {"data": (address, False)}
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        interface = self.base.__array_interface__
+        return interface | {"data": (interface["data"][0], False)}
 
 
 def _is_array(row: Any) -> bool:

@@ -253,9 +253,9 @@ def _shows_nonfinite(rows: AnyRows) -> bool:
 
 
 def _shows_all_finite(work: Work, answers: list[Flat]) -> bool:
-    """Whether every row has a share in the answers and these are finite."""
+    """Whether every row has a share in the answers and these, with their sums, are finite."""
     shared = work.mixing is not None and bool((work.mixing[:, : work.parts[0].n] != 0).all())
-    return shared and all(bool(leaf.sum(dtype=torch.float64).isfinite()) for answer in answers for leaf in answer)
+    return shared and all(bool(leaf.sum().isfinite()) for answer in answers for leaf in answer)
 
 
 def _begin(

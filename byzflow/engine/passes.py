@@ -16,7 +16,7 @@ from torch import Tensor
 from byzflow.engine import cuda, kernels
 from byzflow.layout import Flat, Layout, Span
 from byzflow.ranks import RankMean
-from byzflow.rows import TILE_ELEMENTS, AnyRows, Mixed, Rows, saturated
+from byzflow.rows import TILE_ELEMENTS, AnyRows, Mixed, Rows, Shifted, saturated
 
 
 def width(rows: AnyRows, more: int = 0) -> int:
@@ -37,6 +37,9 @@ def gram_pass(rows: AnyRows, vectors: Sequence[AnyRows]) -> tuple[Tensor, Tensor
     row. Returns (p, p) float64 on the CPU, p = n + extra vectors + 1, and (n,) bool.
     """
     n, device = rows.n, rows.layout.device
+    if isinstance(rows, Shifted) and not vectors:
+        inner, bad = gram_pass(rows.rows, [rows.origin])
+        return inner[:-1, :-1], bad  # the points' mutual differences are the same: only the origin lies elsewhere
     more = sum(each.n for each in vectors)
     lib = _library(rows.layout)
     if lib is not None and n + more < kernels.MAX_POINTS:

@@ -22,9 +22,9 @@ def median_buffers(sent: SentModel, replies: Sequence[Reply]) -> dict[str, NDArr
     floating = [name for name in sent.buffers if sent.arrays[name].dtype.kind == "f"]
     new: dict[str, NDArray[Any]] = {}
     if floating:
-        new.update(byzflow.aggregate("median", [{name: each.buffers[name] for name in floating} for each in replies]))
+        new.update(byzflow.aggregate("median", [{name: each.arrays[name] for name in floating} for each in replies]))
     for name in sent.buffers:
         if name not in new:
-            stacked = np.stack([each.buffers[name] for each in replies])
+            stacked = np.stack([each.arrays[name] for each in replies])
             new[name] = np.sort(stacked, axis=0)[(len(replies) - 1) // 2]
     return new

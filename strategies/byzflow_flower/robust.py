@@ -163,7 +163,7 @@ class Robust(Strategy):
             extras = memory.extras_for(self.state, nodes)
             if self.examples_cap is not None:
                 extras["sample_weights"] = np.minimum([reply.examples for reply in kept], self.examples_cap)
-            aggregation = operator.explain([reply.update for reply in kept], **extras)
+            aggregation = operator.explain(sent.updates([reply.arrays for reply in kept]), **extras)
         except (NotEnoughSenders, RowsError) as problem:
             self._report(RoundAudit(server_round, str(self.operator), {}, tuple(rejected), str(problem)))
             return sent.record, MetricRecord(dict(self.audit[-1].metrics()))
@@ -173,6 +173,7 @@ class Robust(Strategy):
 
         buffers = median_buffers(sent, kept) if self.buffers == "median" else sent.kept_buffers
         offered = sent.offered(aggregation.value)
+        del aggregation  # a model's memory, before the wrapped strategy takes its own
         metrics = median_metrics(kept, self.weighted_by_key)
         arrays, reported = self.strategy.aggregate_train(
             server_round, [reply.answering(metrics, offered) for reply in kept]

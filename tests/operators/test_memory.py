@@ -31,6 +31,4 @@ def extra_bytes() -> dict[str, int]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_extra_memory_is_at_most_a_tenth_of_the_rows(extra_bytes: dict[str, int], name: str) -> None:
-    if name == "nnm":
-        pytest.xfail("n rows out are not yet written in place")
     assert extra_bytes[name] <= N * D * 4 // 10 + FIXED
