@@ -26,9 +26,11 @@ def iterated(squared_distances: Tensor, count: int, f: int) -> list[int]:
     order = np.argsort(others, axis=1, kind="stable")[:, 1:]  # itself is first
     nearest = np.take_along_axis(others, order, axis=1)
     left, picked = np.arange(len(others)), []
-    for _ in range(count):
+    while len(picked) < count:
         best = int(nearest[:, : max(1, len(left) - f - 2)].sum(1).argmin())
         picked.append(int(left[best]))
+        if len(left) == 1:
+            break
         left = np.delete(left, best)
         order, nearest = np.delete(order, best, axis=0), np.delete(nearest, best, axis=0)
         stays = order != picked[-1]

@@ -74,13 +74,12 @@ class FLAME(Mixing):
         sigma = self.noise * _typical(gram)
         if not sigma:
             return
-        generator, drawn = seeded(self.seed, self.name, round), torch.empty(0)
-        dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in answer) else torch.float32
+        generator, drawn = seeded(self.seed, self.name, round), torch.empty(0)  # the same for every dtype
         for leaf in answer:
             at = 0
             while at < leaf.numel():
                 if not drawn.numel():  # whole blocks, so that how the vector is cut into leaves changes nothing
-                    drawn = torch.randn(BLOCK, generator=generator, dtype=dtype) * sigma
+                    drawn = torch.randn(BLOCK, generator=generator) * sigma
                 part = leaf[at : at + drawn.numel()]
                 part += drawn[: part.numel()].to(part.device)
                 at, drawn = at + part.numel(), drawn[part.numel() :]
