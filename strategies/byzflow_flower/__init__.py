@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from byzflow_flower.attacked_grid import first_partitions as first_partitions
     from byzflow_flower.audit import Rejection as Rejection
     from byzflow_flower.audit import RoundAudit as RoundAudit
+    from byzflow_flower.flower_log import plain_errors as plain_errors
     from byzflow_flower.local_grid import LocalGrid as LocalGrid
     from byzflow_flower.mods import byzantine as byzantine
     from byzflow_flower.mods import reveal_partition as reveal_partition
@@ -37,6 +38,7 @@ _HOMES = {
     "byzantine": "mods",
     "reveal_partition": "mods",
     "wants_label_flip": "mods",
+    "plain_errors": "flower_log",
     "Robust": "robust",
 }
 
