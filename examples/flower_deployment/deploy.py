@@ -148,7 +148,7 @@ class Deployment:
             )
         return self.processes[name]
 
-    def wait(self, until: Callable[[], bool], what: str, name: str, seconds: float = 60) -> None:
+    def wait(self, until: Callable[[], bool], what: str, name: str, seconds: float = 120) -> None:
         """Wait until something is so."""
         deadline = time.monotonic() + seconds
         while not until():

@@ -68,7 +68,7 @@ class GossipStrategy:
         graph: str | nx.Graph,
         nodes: int | None = None,
         *,
-        patience: float = 120,
+        patience: float = 60,
         buffer_names: Sequence[str] = BATCH_NORM,
     ) -> None:
         if isinstance(graph, str):

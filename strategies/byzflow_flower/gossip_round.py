@@ -23,10 +23,10 @@ class GossipRound:
     """What happened in one round.
 
     `rejected` are the nodes whose replies the server could not relay, or not keep: errors, silence, no model, one
-    larger than the initial model, one that cannot be read. `dropped` tells for each node which neighbours it dropped and why:
-    claims of that node. `kept` tells why a node kept its own model. `consensus_distance` is the median, over the
-    nodes, of the distance between a node's model and the median of all models, coordinate by coordinate: a minority
-    of liars cannot move it beyond what honest nodes have.
+    larger than the initial model, one that cannot be read. `dropped` tells for each node which neighbours it dropped
+    and why: claims of that node. `kept` tells why a node kept its own model. `consensus_distance` is the median, over
+    the nodes, of the distance between a node's model and the median of all models, coordinate by coordinate: a
+    minority of liars cannot move it beyond what honest nodes have.
     """
 
     server_round: int

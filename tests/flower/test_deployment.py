@@ -37,7 +37,7 @@ def test_it_completes_names_the_liar_and_leaves_nothing(options: list[str], tmp_
     command = [sys.executable, str(SCRIPT), "--keep", str(folder), *options]
     variable = f"FLWR_HOME={folder.resolve() / 'flwr'}"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
         deadline = time.monotonic() + 10  # what the SuperLink started ends by itself when it sees that it is alone
         while started_with(variable) and time.monotonic() < deadline:
             time.sleep(0.2)
