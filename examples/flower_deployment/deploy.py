@@ -193,7 +193,7 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def deploy(folder: Path, *, rounds: int, attack: str, kill: bool) -> None:
+def deploy(folder: Path, *, rounds: int, kill: bool) -> None:
     """Everything, in order. Raises Failed."""
     deployment = Deployment(folder)
     try:
@@ -209,7 +209,7 @@ def deploy(folder: Path, *, rounds: int, attack: str, kill: bool) -> None:
         deployment.wait(lambda: refused(deployment), "the SuperNode with an unregistered key is refused", "superlink")
 
         log = []
-        config = f"aggregator='nnm | trimmed_mean' f=1 attack='{attack}' num-server-rounds={rounds}"
+        config = f"aggregator='nnm | trimmed_mean' f=1 attack='wrong_keys' num-server-rounds={rounds}"
         for line in deployment.run(EXAMPLES / "flower_digits", config):
             print(line, flush=True)
             log.append(line)
@@ -245,14 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="rounds of training (default: 2, with --kill 3)")
-    parser.add_argument("--attack", default="wrong_keys", help="what the liar does: label_flip, inflate_weight, ...")
     parser.add_argument("--kill", action="store_true", help="kill a SuperNode in round 1 and start it again")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="use this new folder and leave keys and logs in it")
     options = parser.parse_args(arguments)
     folder = options.keep or Path(tempfile.mkdtemp(prefix="byzflow-"))
     folder.mkdir(exist_ok=True)
     try:
-        deploy(folder.resolve(), rounds=options.rounds or 2 + options.kill, attack=options.attack, kill=options.kill)
+        deploy(folder.resolve(), rounds=options.rounds or 2 + options.kill, kill=options.kill)
     except Failed as problem:
         print(f"deploy: {problem}", file=sys.stderr)
         return 1

@@ -166,12 +166,16 @@ class GossipStrategy:
         self, grid: Grid, messages: Sequence[Message], timeout: float, initial: SentModel
     ) -> tuple[Answers, list[Rejection]]:
         """The model in each node's reply, with the reply, and the nodes without one that can be relayed."""
-        unanswered = {message.metadata.dst_node_id for message in messages}
+        replies = list(grid.send_and_receive(messages, timeout=timeout))
+        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        unanswered = set(asked.values())
         answers: Answers = {}
         rejected: list[Rejection] = []
         bound = _size(initial.record)
-        for reply in grid.send_and_receive(messages, timeout=timeout):
+        for reply in replies:
             node = reply.metadata.src_node_id
+            if reply.has_error():  # that a node is lost is said by the SuperLink, in its own name
+                node = asked.get(reply.metadata.reply_to_message_id, node)
             if node not in unanswered:
                 rejected.append(Rejection(node, "it was not asked, or has answered already", malformed=False))
                 continue

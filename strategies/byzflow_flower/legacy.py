@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import (
@@ -21,6 +21,7 @@ from flwr.common import (
     Parameters,
     Scalar,
     Status,
+    parameters_to_ndarrays,
 )
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
@@ -34,6 +35,7 @@ from byzflow_flower import compat, robust
 from byzflow_flower.audit import RoundAudit
 
 Failures = list[tuple[ClientProxy, Any] | BaseException]
+Instructions = TypeVar("Instructions", FitIns, EvaluateIns)
 EXAMPLES, LOSS = "num-examples", "loss"
 
 
@@ -91,8 +93,9 @@ class Robust(LegacyStrategy):
         asked = self.strategy.configure_fit(server_round, parameters, client_manager)
         connected = [self._node(cid) for cid in client_manager.all()]
         self._inner.messages = self._messages(asked, MessageType.TRAIN)
-        self.robust.configure_train(server_round, ArrayRecord(), ConfigRecord(), _Connected(connected))  # type: ignore[arg-type]
-        return asked
+        grid: Any = _Connected(connected)
+        messages = self.robust.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+        return self._those_of(messages, asked)
 
     def aggregate_fit(
         self, server_round: int, results: list[tuple[ClientProxy, FitRes]], failures: Failures
@@ -108,8 +111,9 @@ class Robust(LegacyStrategy):
         """The wrapped strategy's instructions."""
         asked = self.strategy.configure_evaluate(server_round, parameters, client_manager)
         self._inner.messages = self._messages(asked, MessageType.EVALUATE)
-        self.robust.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), _Connected(()))  # type: ignore[arg-type]
-        return asked
+        grid: Any = _Connected(())
+        messages = self.robust.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), grid)
+        return self._those_of(messages, asked)
 
     def aggregate_evaluate(
         self, server_round: int, results: list[tuple[ClientProxy, EvaluateRes]], failures: Failures
@@ -118,6 +122,13 @@ class Robust(LegacyStrategy):
         self._inner.loss, self._inner.reported = None, {}
         metrics = self.robust.aggregate_evaluate(server_round, self._replies(results))
         return self._inner.loss, {**self._inner.reported, **_scalars(metrics)}
+
+    def _those_of(
+        self, messages: Iterable[Message], asked: Sequence[tuple[ClientProxy, Instructions]]
+    ) -> list[tuple[ClientProxy, Instructions]]:
+        """The instructions for the clients that the robust wrapper asks."""
+        nodes = {message.metadata.dst_node_id for message in messages}
+        return [(client, ins) for client, ins in asked if self._node(client.cid) in nodes]
 
     def _messages(self, asked: Sequence[tuple[ClientProxy, Any]], kind: str) -> list[Message]:
         compat.become_server()
@@ -213,9 +224,20 @@ class _Connected:
 
 
 def _record(parameters: Parameters) -> ArrayRecord:
-    """Parameters as a record; their bytes stay unread, for `byzflow_flower.npy` to judge."""
-    arrays = {str(place): Array("", (), parameters.tensor_type, data) for place, data in enumerate(parameters.tensors)}
-    return ArrayRecord(arrays)
+    """The server's own parameters as a record."""
+    arrays = zip(parameters_to_ndarrays(parameters), parameters.tensors, strict=True)
+    return ArrayRecord(
+        {
+            str(place): Array(str(values.dtype), values.shape, parameters.tensor_type, data)
+            for place, (values, data) in enumerate(arrays)
+        }
+    )
+
+
+def _claimed(parameters: Parameters) -> ArrayRecord:
+    """A client's parameters as a record; their bytes stay unread, for `byzflow_flower.npy` to judge."""
+    tensors = enumerate(parameters.tensors)
+    return ArrayRecord({str(place): Array("", (), parameters.tensor_type, data) for place, data in tensors})
 
 
 def _parameters(record: ArrayRecord) -> Parameters:
@@ -232,7 +254,7 @@ def _content(result: FitRes | EvaluateRes) -> RecordDict:
     if isinstance(result, EvaluateRes):
         metrics[LOSS] = result.loss
         return RecordDict({"metrics": metrics})
-    return RecordDict({"arrays": _record(result.parameters), "metrics": metrics})
+    return RecordDict({"arrays": _claimed(result.parameters), "metrics": metrics})
 
 
 def _scalars(metrics: MetricRecord | None) -> dict[str, Scalar]:

@@ -16,7 +16,7 @@ from byzflow_flower.audit import Rejection
 from byzflow_flower.buffers import median_buffers
 from byzflow_flower.npy import BadArray
 from byzflow_flower.sent_model import BATCH_NORM, Arrays, SentModel, not_finite
-from byzflow_flower.shrinking import rule_for
+from byzflow_flower.shrinking import shrunk_for
 
 OWN = "arrays"  # the record with the own model, in the message and in the reply
 PEER = "peer/"  # before a neighbour's node id: the record with its model
@@ -64,11 +64,11 @@ def mix(message: Message, operator: byzflow.Operator, buffer_names: Sequence[str
     neighbours = max(len(heard), int(claimed)) if isinstance(claimed, int) else len(heard)
     operator.check(1 + neighbours)
     peers, dropped = read_models(own, heard)
-    itself = Model({name: np.zeros_like(own.arrays[name]) for name in own.weights}, own.kept_buffers)
+    itself = Model(own.arrays, {name: np.zeros_like(own.arrays[name]) for name in own.weights})
     models = [itself, *peers.values()]
     kept_model = ""
     try:
-        rule = rule_for(operator, len(models), len(dropped), neighbours - len(heard))
+        rule = shrunk_for(operator, len(models), len(dropped), neighbours - len(heard))
         update = rule.explain([each.update for each in models]).value
     except (NotEnoughSenders, RowsError) as problem_:
         models, update, kept_model = [itself], itself.update, str(problem_)
@@ -79,10 +79,15 @@ def mix(message: Message, operator: byzflow.Operator, buffer_names: Sequence[str
 
 @dataclass(frozen=True)
 class Model:
-    """A model as its difference from a reference, and its buffers."""
+    """A model: its arrays, and what its weights are more than a reference's."""
 
+    arrays: Arrays
     update: Arrays
-    buffers: Arrays
+
+    @property
+    def buffers(self) -> Arrays:
+        """Where to find its buffers, by name."""
+        return self.arrays
 
 
 def read_models(reference: SentModel, records: Mapping[int, ArrayRecord]) -> tuple[dict[int, Model], list[Rejection]]:
@@ -95,8 +100,8 @@ def read_models(reference: SentModel, records: Mapping[int, ArrayRecord]) -> tup
         except BadArray as problem:
             bad.append(Rejection(node, str(problem)))
             continue
-        model = Model(reference.update(arrays), {name: arrays[name] for name in reference.buffers})
-        if fault := not_finite(model.update) or not_finite(model.buffers):
+        model = Model(arrays, reference.update(arrays))
+        if fault := not_finite(model.update) or not_finite(arrays):
             bad.append(Rejection(node, fault))
         else:
             models[node] = model

@@ -6,19 +6,19 @@ import byzflow
 from byzflow.errors import NotEnoughSenders, RowsError
 
 
-def rule_for(operator: byzflow.Operator, kept: int, malformed: int, silent: int) -> byzflow.Operator:
-    """The operator for `kept` rows: its f less the malformed ones, and less silent ones as far as it has to be.
+def shrunk_for(operator: byzflow.Operator, n: int, malformed: int, silent: int) -> byzflow.Operator:
+    """The operator for n rows: its f less the malformed ones, and less silent ones as far as it has to be.
 
     Only a liar sends what is malformed: one of the f is found. The silent may be honest, and f must still cover the
-    liars. Raises NotEnoughSenders if no such f is valid, RowsError if nothing is kept.
+    liars. Raises NotEnoughSenders if no such f is valid, RowsError if n is 0.
     """
-    if not kept:
+    if not n:
         raise RowsError("no reply counts")
     for gone in range(silent + 1):
-        shrunk = operator.shrunk(malformed + gone)
+        smaller = operator.shrunk(malformed + gone)
         try:
-            shrunk.check(kept)
-            return shrunk
+            smaller.check(n)
+            return smaller
         except NotEnoughSenders as error:
             problem = error
     raise problem

@@ -10,7 +10,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Result
 
@@ -203,6 +203,26 @@ def test_silence_and_repetition_are_named_and_borne() -> None:
     assert reasons == {(LIAR, "no reply"), (100, "it was not asked, or has answered already")}
     assert max(distance(model) for node, model in strategy.models.items() if node != LIAR) < 0.9
     assert distance(strategy.models[LIAR]) == distance(initial())  # it has the model it started from
+
+
+class Loses(LocalGrid):
+    """Says of one node, in its own name, that it is lost: as a SuperLink does when heartbeats stay out."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = super().send_and_receive(messages)
+        lost = {message.metadata.message_id for message in messages if message.metadata.dst_node_id == LIAR}
+        for place, each in enumerate(replies):
+            if each.metadata.reply_to_message_id in lost:
+                replies[place] = Message(Error(5, "Node Unavailable"), reply_to=each)
+                replies[place].metadata.__dict__.update(_src_node_id=1, _reply_to_message_id=lost.pop())
+        return replies
+
+
+def test_a_lost_node_is_named_though_the_superlink_says_so() -> None:
+    strategy = GossipStrategy("ring", NODES)
+    start(strategy, Loses(dict.fromkeys(range(100, 108), app())))
+    for audit in strategy.audit:
+        assert [(each.node_id, each.reason) for each in audit.rejected] == [(LIAR, "error 5: Node Unavailable")]
 
 
 def test_finite_but_huge_numbers_move_nobody_under_the_rule_and_everybody_under_the_mean() -> None:
