@@ -29,6 +29,7 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 NODES = ("liar", "ann", "bob")  # partition 0 is the Byzantine one: f = 1
+LONGEST_RUN = 900  # seconds
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -102,7 +103,7 @@ class Deployment:
         """Run an app and yield the lines of its log while they come."""
         shutil.copytree(app, self.folder / "app", ignore=shutil.ignore_patterns(".*", "__*"))
         process = self.start("run", f'flwr run app tls --stream --run-config "{config}"')
-        log, rest = self.folder / "run.log", ""
+        log, rest, deadline = self.folder / "run.log", "", time.monotonic() + LONGEST_RUN
         with log.open(errors="replace") as file:
             while True:
                 ended = process.poll() is not None
@@ -110,6 +111,8 @@ class Deployment:
                 yield from (COLOUR.sub("", line) for line in lines)
                 if ended:
                     return
+                if time.monotonic() > deadline:
+                    raise Failed(f"the run takes longer than {LONGEST_RUN} s")
                 time.sleep(0.2)
 
     def status(self) -> str:
@@ -127,9 +130,12 @@ class Deployment:
         """Run a command in the folder to its end; what it prints."""
         if not quiet:
             print(f"$ {command}", flush=True)
-        done = subprocess.run(
-            shlex.split(command), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120
-        )
+        try:
+            done = subprocess.run(
+                shlex.split(command), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120
+            )
+        except (OSError, subprocess.TimeoutExpired) as problem:
+            raise Failed(f"{command!r} does not run: {problem}") from None
         if done.returncode:
             raise Failed(f"{command!r} exits with {done.returncode}: {' '.join((done.stdout + done.stderr).split())}")
         return done.stdout
@@ -205,7 +211,6 @@ def deploy(folder: Path, *, rounds: int, kill: bool) -> None:
         for name in (*NODES, "stranger"):
             deployment.supernode(name)
         deployment.wait(lambda: deployment.online() == len(NODES), f"{len(NODES)} SuperNodes are online", "superlink")
-
         deployment.wait(lambda: refused(deployment), "the SuperNode with an unregistered key is refused", "superlink")
 
         log = []
@@ -235,7 +240,7 @@ def check(log: Sequence[str], status: str, ids: Mapping[str, int], *, came_back:
         raise Failed(f"the run is {status}, not finished:completed")
     if not any(f"node {ids['liar']} rejected:" in line for line in log):
         raise Failed(f"the audit does not name the SuperNode 'liar', node {ids['liar']}")
-    last_round = max(place for place, line in enumerate(log) if "[ROUND " in line)
+    last_round = max((place for place, line in enumerate(log) if "[ROUND " in line), default=0)
     if came_back and not any(f"node {ids['bob']} weighs" in line for line in log[last_round:]):
         raise Failed(f"the SuperNode 'bob', node {ids['bob']}, was killed and takes no part in the last round")
     print(f"The run is {status}; the audit names the liar, node {ids['liar']}; the stranger was refused.")
@@ -248,11 +253,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kill", action="store_true", help="kill a SuperNode in round 1 and start it again")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="use this new folder and leave keys and logs in it")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every process is ended then too
     folder = options.keep or Path(tempfile.mkdtemp(prefix="byzflow-"))
-    folder.mkdir(exist_ok=True)
     try:
+        if options.keep:
+            folder.mkdir()
         deploy(folder.resolve(), rounds=options.rounds or 2 + options.kill, kill=options.kill)
-    except Failed as problem:
+    except (Failed, FileExistsError) as problem:
         print(f"deploy: {problem}", file=sys.stderr)
         return 1
     finally:
