@@ -2,12 +2,11 @@
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 
 import byzflow
 from byzflow_flower import byzantine, mix
 from byzflow_flower.digits import client_app as digits
-from byzflow_flower.mods import send
+from byzflow_flower.mods import ClientAppCallable, send
 
 app = ClientApp()
 
