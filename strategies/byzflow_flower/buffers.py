@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 import byzflow
-from byzflow_flower.replies import Reply
-from byzflow_flower.sent_model import SentModel
+from byzflow_flower.sent_model import Arrays, SentModel
 
 
-def median_buffers(sent: SentModel, replies: Sequence[Reply]) -> dict[str, NDArray[Any]]:
+class HasBuffers(Protocol):
+    """A reply, or a neighbour's model."""
+
+    @property
+    def buffers(self) -> Arrays:
+        """Its buffers, by name."""
+        ...
+
+
+def median_buffers(sent: SentModel, replies: Sequence[HasBuffers]) -> dict[str, NDArray[Any]]:
     """Each buffer's median over the replies, number by number, in the dtype sent.
 
     With more than half of the replies honest, it lies between honest values. For integers and booleans it is the
