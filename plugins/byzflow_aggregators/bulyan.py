@@ -25,7 +25,8 @@ def iterated(squared_distances: Tensor, count: int, f: int) -> list[int]:
     others = squared_distances.clone().fill_diagonal_(-1).numpy()
     order = np.argsort(others, axis=1, kind="stable")[:, 1:]  # itself is first
     nearest = np.take_along_axis(others, order, axis=1)
-    left, picked = np.arange(len(others)), []
+    left = np.arange(len(others))
+    picked: list[int] = []
     while len(picked) < count:
         best = int(nearest[:, : max(1, len(left) - f - 2)].sum(1).argmin())
         picked.append(int(left[best]))

@@ -12,16 +12,16 @@ import byzflow
 from byzflow_flower.sent_model import Arrays, SentModel
 
 
-class HasBuffers(Protocol):
+class HasArrays(Protocol):
     """A reply, or a neighbour's model."""
 
     @property
-    def buffers(self) -> Arrays:
-        """Its buffers, by name."""
+    def arrays(self) -> Arrays:
+        """Its arrays, by name."""
         ...
 
 
-def median_buffers(sent: SentModel, replies: Sequence[HasBuffers]) -> dict[str, NDArray[Any]]:
+def median_buffers(sent: SentModel, replies: Sequence[HasArrays]) -> dict[str, NDArray[Any]]:
     """Each buffer's median over the replies, number by number, in the dtype sent.
 
     With more than half of the replies honest, it lies between honest values. For integers and booleans it is the

@@ -84,11 +84,6 @@ class Model:
     arrays: Arrays
     update: Arrays
 
-    @property
-    def buffers(self) -> Arrays:
-        """Where to find its buffers, by name."""
-        return self.arrays
-
 
 def read_models(reference: SentModel, records: Mapping[int, ArrayRecord]) -> tuple[dict[int, Model], list[Rejection]]:
     """The models of some nodes, by node id, and the nodes whose models are malformed or hold NaN or Inf."""
