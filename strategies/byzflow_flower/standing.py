@@ -11,6 +11,7 @@ import numpy as np
 from byzflow_flower.audit import Rejection
 from byzflow_flower.memory import ByNode
 
+FAR = 2.5  # medians; honest clients with data of their own lie up to twice as far off as the middle one
 MEMORY = 0.8  # of a suspicion that a round leaves: half is forgotten in about three rounds
 SUSPICION, STRIKES = "node suspicion", "node strikes"  # names in a saved state; no extra has a space in its name
 
@@ -20,7 +21,7 @@ class Standing:
     """The suspicion of each node that was heard, 0 to 1, and its strikes.
 
     A round judges each node that it heard. A malformed reply: 1. A reply that counted: far x light, where
-    far = distance to the result / median distance - 1, cut to 0..1 (1 from twice the median on), and
+    far = (distance to the result / median distance - 1) / 1.5, cut to 0..1 (1 from 2.5 times the median on), and
     light = 1 - n x weight, cut to 0..1 (1 if the rule gave it nothing, 0 if an equal share or more). Both are needed:
     honest clients with rare data lie far off, and Krum gives nothing to all but one. Errors and silence judge nobody.
     The suspicion is the exponential average: s <- 0.8 s + 0.2 judgement, from 0.
@@ -79,7 +80,7 @@ def _judged(weights: Mapping[int, float], distances: Mapping[int, float]) -> dic
     judged = {}
     for node, distance in distances.items():
         over = distance - middle
-        far = 0.0 if over <= 0 else 1.0 if over >= middle else over / middle
+        far = 0.0 if over <= 0 else min(1.0, over / ((FAR - 1) * middle)) if middle > 0 else 1.0
         light = min(1.0, max(0.0, 1 - n * weights.get(node, 0.0))) if weights else 1.0
         judged[node] = far * light
     return judged

@@ -78,10 +78,10 @@ def test_the_mean_suspects_nobody() -> None:
 
 
 def test_one_judgement() -> None:
-    distances = {1: 1.0, 2: 1.0, 3: 1.5, 4: 9.0, 5: 9.0}
-    weights = {1: 0.25, 2: 0.25, 3: 0.1, 4: 0.0, 5: 0.4}
+    distances = {1: 1.0, 2: 1.0, 3: 1.5, 4: 9.0, 5: 9.0, 7: 1.5, 8: 2.625}
+    weights = {1: 0.2, 2: 0.2, 3: 0.1, 4: 0.0, 5: 0.4, 7: 0.1, 8: 0.0}
     found = Standing().after(weights, distances, [Rejection(6, "bytes")], f=1).suspicion
-    assert found == pytest.approx({1: 0, 2: 0, 3: 0, 4: 0.2, 5: 0, 6: 0.2})  # the median distance is 1.5
+    assert found == pytest.approx({1: 0, 2: 0, 3: 0, 4: 0.2, 5: 0, 6: 0.2, 7: 0, 8: 0.1})  # the median is 1.5
     same = Standing().after({1: 0.0, 2: 0.0, 3: 1.0}, dict.fromkeys((1, 2, 3), 0.0), [], f=1).suspicion
     assert set(same.values()) == {0.0}  # all equal: nobody is far
     assert Standing().after({}, {}, [], f=1) == Standing()
