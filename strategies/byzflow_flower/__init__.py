@@ -6,9 +6,10 @@
     ClientApp(mods=[byzantine(sign_flip, f=2)])                 # mods/: clients that lie
 
 robust.py is the strategy. For each round rule.py says which operator aggregates (run_config.py reads it from an app's
-run-config, senders.py checks it against the number of clients), replies.py which replies count, buffers.py what becomes
-of arrays that are no weights, memory.py what a rule remembers of each node, and loop.py keeps a wrapped strategy's own
-loop. sent_model.py and npy.py read what a peer sent, within the bounds of what was sent to it.
+run-config, senders.py checks it against the number of clients), replies.py which replies count, partial.py which arrays
+clients send back, buffers.py what becomes of those that are no weights, memory.py what a rule remembers of each node,
+and loop.py keeps a wrapped strategy's own loop. sent_model.py and npy.py read what a peer sent, within the bounds of
+what was sent to it.
 
 audit.py tells who weighed what, standing.py what the rounds so far say of a node, audit_trail.py takes both to the log,
 the file (audit_file.py) and TensorBoard; `byzflow audit` shows them (audit_command.py, audit_table.py,

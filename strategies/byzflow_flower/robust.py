@@ -16,7 +16,7 @@ import byzflow
 from byzflow.engine.audit import distances
 from byzflow.errors import ByzflowError, NotEnoughSenders, RowsError, SpecError
 from byzflow.rows import Rows
-from byzflow_flower import memory, standing
+from byzflow_flower import memory, partial, standing
 from byzflow_flower.audit import RoundAudit
 from byzflow_flower.audit_trail import AuditTrail
 from byzflow_flower.buffers import median_buffers
@@ -73,6 +73,7 @@ class Robust(Strategy):
         that take `sample_weights`.
     buffers : "median" of the replies (for integers the lower one), or "server" to keep what was sent.
     buffer_names : shell patterns of floating arrays that are buffers; BatchNorm's running statistics.
+    trained : shell patterns of the arrays that clients send back, such as ("*lora_*",); the others stay as they are.
     audit_file : where to append each round's audit as a line of JSON, for `byzflow audit`.
     tensorboard_dir : folder for TensorBoard's event files of the same figures.
 
@@ -103,6 +104,7 @@ class Robust(Strategy):
         examples_cap: float | None = None,
         buffers: Literal["median", "server"] = "median",
         buffer_names: Sequence[str] = BATCH_NORM,
+        trained: Sequence[str] = ("*",),
         audit_file: str | Path | None = None,
         tensorboard_dir: str | Path | None = None,
     ) -> None:
@@ -123,8 +125,10 @@ class Robust(Strategy):
         self.examples_cap = examples_cap
         self.buffers = buffers
         self.buffer_names = tuple(buffer_names)
+        self.trained = tuple(trained)
         self.state: Mapping[str, Any] = {}
         self._trail = AuditTrail(exclude_after, audit_file, tensorboard_dir)
+        self._model = ArrayRecord()  # what was sent, of which `_sent` is the part that clients send back
         self._sent: SentModel | None = None
         self._asked: tuple[int, ...] = ()
         self._asked_to_evaluate: tuple[int, ...] = ()
@@ -180,8 +184,10 @@ class Robust(Strategy):
         sampled = list(self.strategy.configure_train(server_round, arrays, config, grid))
         messages = self._without_excluded(sampled)
         self._asked = tuple(message.metadata.dst_node_id for message in messages)
-        self._sent = SentModel.of(_model_in(messages), self.buffer_names) if messages else None
+        self._sent = None
         if messages:
+            self._model = partial.model_in(messages)
+            self._sent = SentModel.of(partial.trained(self._model, self.trained), self.buffer_names)
             self._rule_for(len(sampled), len(sampled) - len(messages))
             connected = len(set(grid.get_node_ids()))
             check_senders(self.operator, self.f, len(messages), connected, self._innermost, first=not self.audit)
@@ -206,7 +212,7 @@ class Robust(Strategy):
             aggregation = operator.explain(rows, **extras)
         except (NotEnoughSenders, RowsError) as problem:
             audit = RoundAudit(server_round, str(self.operator), {}, tuple(rejected), str(problem))
-            return sent.record, MetricRecord(dict(self._trail.train(audit, self.f).metrics()))
+            return self._model, MetricRecord(dict(self._trail.train(audit, self.f).metrics()))
         self.state = memory.by_node(aggregation.state, nodes, self.state)
         away = aggregation.distances
         if away is None:
@@ -221,13 +227,13 @@ class Robust(Strategy):
         audit = self._trail.train(audit, self.f)
 
         buffers = median_buffers(sent, kept) if self.buffers == "median" else sent.kept_buffers
-        offered = sent.offered(aggregation.value)
+        offered = partial.completed(sent.offered(aggregation.value), sent.record, self._model)
         metrics = median_metrics(kept, self.weighted_by_key)
         arrays, reported = self.strategy.aggregate_train(
             server_round, [reply.answering(metrics, offered) for reply in kept]
         )
         return (
-            None if arrays is None else sent.restored(arrays, buffers),
+            None if arrays is None else partial.completed(sent.restored(arrays, buffers), sent.record, self._model),
             MetricRecord({**dict(reported or {}), **audit.metrics()}),
         )
 
@@ -278,17 +284,6 @@ class Robust(Strategy):
     def _without_excluded(self, messages: Sequence[Message]) -> list[Message]:
         # After the sampling and not before it: Flower waits without limit for as many nodes as it is to sample from.
         return [each for each in messages if each.metadata.dst_node_id not in self._trail.excluded]
-
-
-def _model_in(messages: Sequence[Message]) -> ArrayRecord:
-    """The one model that all messages carry."""
-    models = [r for message in messages for r in message.content.values() if isinstance(r, ArrayRecord)]
-    if len(models) != len(messages) or any(each is not models[0] and each != models[0] for each in models):
-        raise ValueError(
-            "the wrapped strategy must send one model (ArrayRecord), the same to every node: updates to different "
-            "models cannot be compared"
-        )
-    return models[0]
 
 
 def _by_node(nodes: Sequence[int], values: Any) -> dict[int, float]:
