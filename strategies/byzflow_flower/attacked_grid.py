@@ -11,9 +11,10 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 import byzflow
-from byzflow.errors import SpecError
+from byzflow.errors import NotEnoughSenders, SpecError
 from byzflow_flower.memory import extras_for
 from byzflow_flower.replies import only_record
+from byzflow_flower.rule import shrunk_for
 from byzflow_flower.sent_model import SentModel, not_finite
 
 PARTITION_RECORD = "byzflow"  # the record in which the mod `reveal_partition` sends the partition
@@ -135,7 +136,12 @@ class AttackedGrid(Grid):
         if "own" in self.attack.accepts:  # where a client gave nothing of use, an honest update takes its place
             extras["own"] = [honest_updates[0] if a is None else sent.update(a) for a in clean.values()]
         order = [reply.metadata.src_node_id for reply, _ in seen] + list(clean)
-        extras |= {k: v for k, v in _known_of(self.against, order).items() if k in self.attack.accepts}
+        broken = sum(arrays is None and reply.has_content() for reply, arrays in honest)
+        try:
+            known = _known_of(self.against, order, broken, len(messages) - len(order) - broken)
+        except NotEnoughSenders:  # the defence keeps the model, whatever is sent
+            return list(replies)
+        extras |= {name: value for name, value in known.items() if name in self.attack.accepts}
         outcome = replace(self.attack, f=sum(lies)).explain(honest_updates, **extras)
         self._extras = {**self._extras, **outcome.state}
         asked = {message.metadata.dst_node_id: message for message in messages}
@@ -176,11 +182,17 @@ def first_partitions(f: int) -> Callable[[Message], bool]:
     return holds_one
 
 
-def _known_of(against: str | byzflow.Operator | Defence | None, nodes: Sequence[int]) -> dict[str, Any]:
-    """Extras of an adaptive attack whose poisoned rows come from these nodes, the honest ones first."""
+def _known_of(
+    against: str | byzflow.Operator | Defence | None, nodes: Sequence[int], broken: int, missing: int
+) -> dict[str, Any]:
+    """Extras of an adaptive attack whose poisoned rows come from these nodes, the honest ones first.
+
+    Beside them so many honest replies are malformed, or missing: a `Robust` makes its f smaller by them.
+    """
     if against is None or isinstance(against, str | byzflow.Operator):
         return {"against": against}
-    return {"against": against.operator, "against_state": extras_for(against.state, nodes)}
+    operator = shrunk_for(against.operator, len(nodes), broken, missing)
+    return {"against": operator, "against_state": extras_for(against.state, nodes)}
 
 
 def _read(reply: Message, sent: SentModel) -> dict[str, NDArray[Any]] | None:

@@ -163,6 +163,15 @@ def test_an_adaptive_attack_knows_what_the_strategy_remembers() -> None:
     assert not any(each.kept_model for each in robust.audit)
 
 
+@pytest.mark.parametrize("broken", [1, 3])
+def test_an_adaptive_attack_follows_the_defence_when_honest_replies_are_malformed(broken: int) -> None:
+    nan = client(lambda m, a, s: reply(m, {name: v * np.nan for name, v in a.items()}, s))
+    robust = Robust(FedAvg(), "nnm | median", f=3)
+    hostile = dict.fromkeys(range(CLIENTS - broken, CLIENTS), nan)
+    train(robust, AttackedGrid(grid(hostile=hostile), "opt_alie", f=2, against=robust), 2)
+    assert {each.operator for each in robust.audit} == {f"nnm(f={max(0, 3 - broken)}) | median(f={max(0, 3 - broken)})"}
+
+
 def test_model_replacement_is_made_from_the_attackers_own_updates() -> None:
     poisoned = client(lambda m, a, s: reply(m, {name: values + 7 for name, values in a.items()}, s))
     strategy = Listening(fraction_evaluate=0.0)
