@@ -6,7 +6,7 @@
     who.py         byzantine, reveal_partition: which clients lie, and who they are
     lying.py       send: any attack that needs the own update alone; inflate_weight, free_rider
     poisoning.py   label_flip, backdoor: wrong data, for which the train function asks
-    malformed.py   replies that are not what was asked for
+    broken.py      malformed: replies that are not what was asked for
     absent.py      slow, silent, crash: replies that come late or never
 
 Of several mods, the first is the outermost: it sees the message first and the reply last. All of these act on training
@@ -22,8 +22,8 @@ from flwr.app import Context, Message
 import byzflow
 from byzflow.errors import SpecError
 from byzflow_flower.mods.absent import crash, silent, slow
+from byzflow_flower.mods.broken import MALFORMED, malformed, wrong_keys
 from byzflow_flower.mods.lying import free_rider, gaussian, inflate_weight, nan, send, sends_alone, sign_flip
-from byzflow_flower.mods.malformed import MALFORMED, malformed, wrong_keys
 from byzflow_flower.mods.poisoning import backdoor, label_flip, wants_backdoor, wants_label_flip
 from byzflow_flower.mods.who import ClientAppCallable, Mod, byzantine, partition, reveal_partition
 
