@@ -45,7 +45,7 @@ class KernelsHook(BuildHookInterface[Any]):
         new = library.with_suffix(".new")
         command = [*compiler.split(), *FLAGS, str(Path(self.root, SOURCE)), "-o", str(new)]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         except (OSError, subprocess.SubprocessError) as error:
             told = (getattr(error, "stderr", "") or str(error)).strip()
             self.app.display_warning(f"byzflow: the kernels do not compile, torch operations will run: {told[-500:]}")

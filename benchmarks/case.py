@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import flower_round, ours
+from benchmarks import flower_step, ours
 from benchmarks.peers import PEERS, Peer, peers_of
 from benchmarks.workloads import Workload, make_rows
 
@@ -35,7 +35,7 @@ def contestants(workload: Workload, absent: dict[str, str]) -> list[str]:
 def build(workload: Workload, contestant: str, rows: list[Tensor]) -> Case:
     """The contestant's function and its inputs, made from the rows."""
     if workload.group == "flower":
-        return Case(*flower_round.build(workload, contestant, rows))
+        return Case(*flower_step.build(workload, contestant, rows))
     if contestant == "byzflow":
         return Case(ours.call(workload, rows), rows)
     peer = peer_for(workload, contestant)

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only this rule; may be repeated")
     parser.add_argument("--section", action="append", choices=SECTIONS, help="only this part; may be repeated")
     parser.add_argument("--shapes", type=_shape, nargs="+", metavar="NxD", help="shapes of the rules, such as 10x1e6")
+    parser.add_argument("--leaves", type=int, nargs="+", help="arrays of a model in a Flower round (default 8)")
     parser.add_argument("--threads", type=int, default=1, help="threads for every library (default 1)")
     parser.add_argument("--rounds", type=int, help="runs of a contestant at most (default 15)")
     parser.add_argument("--budget", type=float, help="seconds for the runs of one contestant (default 1.5)")
@@ -122,7 +123,7 @@ def _workloads(options: argparse.Namespace) -> Iterator[Workload]:
     if "growth" in options.section:
         yield from workloads.growth(options.only, options.quick)
     if "flower" in options.section:
-        yield from workloads.flower(options.only, options.shapes)
+        yield from workloads.flower(options.only, options.shapes, options.leaves or (8,))
 
 
 def _kernel_shapes(options: argparse.Namespace) -> Sequence[tuple[int, int]]:

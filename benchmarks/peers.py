@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.flower_step import STRATEGIES
 from benchmarks.workloads import Workload
 from tests.operators import peers as installed
 
@@ -292,7 +293,7 @@ PEERS = {"byzfl": BYZFL, "byzpy": BYZPY, "flower": FLOWER, "flower app": FLOWER_
 def peers_of(workload: Workload) -> list[str]:
     """The libraries that have this rule and are called in this group."""
     if workload.group == "flower":
-        return ["flower"]
+        return ["flower"] if workload.name in STRATEGIES else []
     if workload.group == "byzpy":
         return ["byzpy"] if workload.name in BYZPY else []
     return [library for library in LIBRARIES if workload.name in PEERS[library]]

@@ -142,11 +142,15 @@ def _line(workload: Record, libraries: Iterable[str]) -> list[str]:
     ]
 
 
+def _shape(workload: Record) -> tuple[int, int, int]:
+    return workload["n"], workload["d"], workload.get("leaves", 8)
+
+
 def shape_tables(record: Record, group: str = "operators") -> Iterator[Table]:
     """A table a shape."""
-    shapes = dict.fromkeys((w["n"], w["d"]) for w in record["workloads"] if w["group"] == group)
-    for n, d in shapes:
-        found = [w for w in record["workloads"] if w["group"] == group and (w["n"], w["d"]) == (n, d)]
+    workloads = [w for w in record["workloads"] if w["group"] == group]
+    for n, d, leaves in dict.fromkeys(map(_shape, workloads)):
+        found = [w for w in workloads if _shape(w) == (n, d, leaves)]
         libraries = [name for name in LIBRARIES if any(name in w["contestants"] for w in found)]
         head = ["rule", "byzflow, ms", "x read", "x passes", "extra", *(LIBRARIES[name] for name in libraries)]
         title = f"n = {n}, d = {d:,}, {found[0]['input_bytes'] / 1e6:,.0f} MB"
@@ -154,7 +158,7 @@ def shape_tables(record: Record, group: str = "operators") -> Iterator[Table]:
         if reads:
             title += f"; reading the rows once takes {milliseconds(sorted(reads)[len(reads) // 2])} ms"
         if group == "flower":
-            title = f"A Flower server's step, replies to model: {title}"
+            title = f"A Flower server's step, replies to model in {leaves} arrays: {title}"
         yield Table(title, [*head, "ahead of the fastest"], [_line(w, libraries) for w in found])
 
 
@@ -332,7 +336,12 @@ def _goal(what: str, bound: float, figures: Sequence[Figure], least: bool = Fals
 
 def _figures(workloads: Iterable[Record], value: Callable[[Record], float | None]) -> list[Figure]:
     pairs = [(value(w), w) for w in workloads]
-    return [Figure(found, f"{w['name']}, {w['n']} x {w['d']:,}") for found, w in pairs if found is not None]
+    return [Figure(found, f"{w['name']}, {_where(w)}") for found, w in pairs if found is not None]
+
+
+def _where(workload: Record) -> str:
+    n, d, leaves = _shape(workload)
+    return f"{n} x {d:,}" + (f" in {leaves} arrays" if workload["group"] == "flower" else "")
 
 
 def _to_passes(workload: Record) -> float | None:

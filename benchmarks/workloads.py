@@ -36,6 +36,8 @@ class Workload:
     """`outliers`: f of the rows lie elsewhere; `normal`: all rows are standard normal."""
     listed: bool = True
     """In ByzPy's published table, not only among its scripts."""
+    leaves: int = 8
+    """Arrays that the model of a Flower round is cut into."""
 
     @property
     def tau(self) -> float:
@@ -49,7 +51,8 @@ class Workload:
     @property
     def label(self) -> str:
         """Its name and shape."""
-        return f"{self.name} {self.n} x {self.d:,}"
+        arrays = f" in {self.leaves} arrays" if self.group == "flower" else ""
+        return f"{self.name} {self.n} x {self.d:,}{arrays}"
 
 
 # Rules that have parameters without a default, or more rows out than one; all others are asked for by their name.
@@ -101,16 +104,28 @@ def growth(only: Sequence[str] = (), small: bool = False) -> Iterator[Workload]:
             yield Workload("growth-n", name, name, n, GROWTH_N[1], n // 5)
 
 
-FLOWER = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan")
+FLOWER = (
+    "mean",
+    "median",
+    "trimmed_mean",
+    "krum",
+    "multi_krum",
+    "bulyan",
+    "nnm | trimmed_mean",
+    "arc | nnm | geometric_median",
+)
 
 
-def flower(only: Sequence[str] = (), shapes: Sequence[tuple[int, int]] | None = None) -> Iterator[Workload]:
-    """The step of a Flower server in a round, 20 clients with a model of 3 million parameters."""
+def flower(
+    only: Sequence[str] = (), shapes: Sequence[tuple[int, int]] | None = None, leaves: Sequence[int] = (8,)
+) -> Iterator[Workload]:
+    """The step of a Flower server in a round, 20 clients with a model of 3 million parameters in so many arrays."""
     for n, d in shapes or ((20, 3_000_000),):
-        for name in FLOWER:
-            f = min(n // 5, (n - 3) // 4)
-            if _wanted(name, only):
-                yield Workload("flower", name, FLOWER_SPECS.get(name, name), n, d, f)
+        for count in leaves:
+            for name in FLOWER:
+                f = min(n // 5, (n - 3) // 4)
+                if _wanted(name, only):
+                    yield Workload("flower", name, FLOWER_SPECS.get(name, name), n, d, f, leaves=count)
 
 
 def byzpy(only: Sequence[str] = ()) -> Iterator[Workload]:

@@ -32,7 +32,7 @@ def describe(entry: Entry) -> dict[str, Any]:
             }
             for parameter in parameters(cls)
         ],
-        "extras": sorted(extras_of(cls)),
+        "extras": sorted(extras_of(cls)),  # type: ignore[arg-type]  # classes do hash
         "plugin": entry.plugin,
         "package": entry.package,
         "paper": cls.paper,

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from byzflow.engine.passes import gram_pass
 from byzflow.errors import ExtraError, NonFiniteRows, RowsError
-from byzflow.rows import AnyRows, saturated
+from byzflow.rows import AnyRows, Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,10 @@ class Gram:
 
     def mixed(self, mixing: Tensor) -> Gram:
         """The Gram of mixing @ rows, mixing (m, n) or (m, p - 1); extra vectors and origin stay."""
-        distinct, which = torch.unique(mixing, dim=0, return_inverse=True)  # equal rows tie to the last bit
+        lines = (mixing + 0.0).numpy()  # no -0.0, which differs from 0.0 in its bytes alone
+        seen: dict[bytes, int] = {}
+        which = torch.tensor([seen.setdefault(line.tobytes(), len(seen)) for line in lines])
+        distinct = torch.from_numpy(np.array([np.frombuffer(line) for line in seen]))  # equal rows tie to the last bit
         others = torch.eye(self.inner.shape[0], dtype=torch.float64)[self.n :]
         full = torch.cat([self.affine(distinct), others])
         infinite = None
@@ -109,19 +114,16 @@ class Gram:
         return self._source.layout.d
 
     def coordinates(self, wanted: Tensor) -> Tensor:
-        """(n, k) float64: some coordinates of the rows, numbered from 0 through all leaves; 0 in non-finite rows."""
-        values = saturated(self._source.pick(wanted))
+        """(n, k): some coordinates of the rows, numbered from 0 through all leaves; 0 in non-finite rows."""
+        values = self._source.pick(wanted)
         if self.infinite is not None:
             values[self.infinite.to(values.device)] = 0
         return values
 
     def part(self, wanted: Tensor) -> Gram:
         """The Gram of the rows as if they had only these coordinates."""
-        rows = self.coordinates(wanted)
-        points = torch.cat([rows, rows.new_zeros(1, wanted.numel())])
-        points -= rows[torch.linalg.vector_norm(rows, dim=1).median(0).indices]
-        inner = (points @ points.T).cpu()
-        return Gram((inner + inner.T) / 2, self.n, {}, self.infinite)
+        inner, _ = gram_pass(Rows.of(self.coordinates(wanted)), [])
+        return Gram(inner, self.n, {}, self.infinite)
 
     @property
     def _source(self) -> AnyRows:

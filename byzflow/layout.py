@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+HUGE = 1 << 21  # bytes of a huge page
 
 Flat = list[Tensor]
 """An answer on its way: one flat tensor a leaf."""
@@ -42,12 +45,12 @@ class Layout:
     arrays: bool = False  # rows came as numpy arrays
     stacked: bool = True  # rows came as one (n, ...) tensor or array
 
-    @property
+    @cached_property
     def d(self) -> int:
         """Coordinates of one row."""
         return sum(leaf.numel for leaf in self.leaves)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype that tiles have: float64 if any leaf has it, else float32."""
         return torch.float64 if any(leaf.dtype == torch.float64 for leaf in self.leaves) else torch.float32
@@ -58,9 +61,10 @@ class Layout:
             cuts = [*range(0, leaf.numel, width), leaf.numel]
             yield from (Span(k, a, b) for a, b in pairwise(cuts) if a < b)
 
-    def only(self, k: int) -> Layout:
-        """The layout of leaf k alone, a tensor without a name."""
-        return Layout((replace(self.leaves[k], name=None),), self.device, stacked=False)
+    def only(self, span: Span) -> Layout:
+        """The layout of these coordinates alone, a vector without a name."""
+        size = span.stop - span.start
+        return Layout((Leaf(None, (size,), self.leaves[span.leaf].dtype, size),), self.device, stacked=False)
 
     def empty(self, count: int) -> list[Flat]:
         """Uninitialised room for `count` answers."""
@@ -80,16 +84,33 @@ class Layout:
         if not self.stacked:
             return [self.restore(answer) for answer in answers]
         leaf = self.leaves[0]
+        whole = _adjoining([answer[0] for answer in answers]) if answers else None
+        if whole is not None:
+            out = whole.view(len(answers), *leaf.shape)
+            return out.numpy() if self.arrays else out
         out = torch.empty((len(answers), *leaf.shape), dtype=leaf.dtype, device=self.device)
         for row, answer in zip(out, answers, strict=True):
             row.copy_(answer[0].view(leaf.shape))
         return out.numpy() if self.arrays else out
 
 
+def _adjoining(rows: Sequence[Tensor]) -> Tensor | None:
+    """(m, numel): flat tensors that lie in one block in their order, as one, without a copy; None if they do not."""
+    first = rows[0]
+    step, begin = first.numel(), first.storage_offset()
+    storage = first.untyped_storage().data_ptr()
+    for i, row in enumerate(rows):
+        if row.untyped_storage().data_ptr() != storage or row.storage_offset() != begin + i * step:
+            return None
+    return first.as_strided((len(rows), step), (max(1, step), 1))
+
+
 def _room(count: int, leaf: Leaf, device: torch.device) -> Tensor:
     """(count, numel), one block: page by page, room costs more than what is written to it."""
     if device.type != "cpu" or not count * leaf.numel:
         return torch.empty(count, leaf.numel, dtype=leaf.dtype, device=device)
-    # numpy asks for huge pages, torch does not
-    block = np.empty(count * leaf.numel * leaf.dtype.itemsize, dtype=np.uint8)
+    # numpy asks for huge pages from 4 MiB on, torch does not; only whole ones that start where one can are given
+    size = count * leaf.numel * leaf.dtype.itemsize
+    room = np.empty(max(size + HUGE, 2 * HUGE) if size >= HUGE else size, dtype=np.uint8)
+    block = room[-room.ctypes.data % HUGE :][:size] if len(room) > size else room
     return torch.from_numpy(block).view(leaf.dtype).view(count, leaf.numel)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -30,7 +31,7 @@ from byzflow.layout import Flat
 from byzflow.parameters import faults, param, parameters, show
 from byzflow.ranks import RankMean
 from byzflow.robustness import Bounds
-from byzflow.rows import AnyRows, Mixed, Rows, Streamed
+from byzflow.rows import AnyRows, Rows
 
 if TYPE_CHECKING:
     from byzflow.engine.plan import Plan
@@ -136,7 +137,7 @@ class Operator:
     @property
     def accepts(self) -> frozenset[str]:
         """Names of the extras that a call may pass."""
-        return extras_of(type(self))
+        return extras_of(type(self))  # type: ignore[arg-type]  # classes do hash
 
     def bounds(self, n: int, f: int, d: int | None) -> Bounds:
         """What is proven of it for n rows, f of them Byzantine, of d coordinates (any d if None)."""
@@ -158,7 +159,7 @@ class Operator:
         """Execute on rows; the engine knows the kinds, so it is imported when the first call is made."""
         from byzflow.engine.execute import execute
 
-        return execute(self, rows if isinstance(rows, Mixed | Streamed) else Rows.of(rows), nonfinite, extras, audit)
+        return execute(self, rows if isinstance(rows, AnyRows) else Rows.of(rows), nonfinite, extras, audit)
 
     def plan(self, n: int, d: int) -> Plan:
         """Its passes over n rows of d float32 coordinates: bytes, operations and expected time on this machine."""
@@ -181,8 +182,9 @@ class Mixing(Operator):
     """A rule whose result is `weights @ rows`, the weights found from the rows' Gram alone."""
 
     kind: ClassVar[str] = "span"
-    measures: ClassVar[Literal["distances", "norms"]] = "distances"
-    """What `weights` looks at; a rule that needs norms at most is spared the products of the rows."""
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "distances"
+    """What `weights` looks at; a rule that needs norms at most is spared the products of the rows, one that needs
+    nothing the whole pass."""
 
     @property
     def pivots(self) -> Mapping[str, CoordinateWise]:
@@ -407,6 +409,7 @@ def keywords(cls: type[Operator], method: str) -> frozenset[str]:
     return _KEYWORDS[function]
 
 
+@cache
 def extras_of(cls: type[Operator]) -> frozenset[str]:
     """Names of the extras that an operator class takes: its vectors and the keyword-only arguments of its methods."""
     names = frozenset().union(*(keywords(cls, method) for method in ("weights", "finish", "columns", "produce")))

@@ -2,8 +2,9 @@
 
 A row is a tensor, a numpy array, or a mapping name -> tensor or array (a state dict). `Rows.of` accepts a
 list of n rows, or one (n, ...) tensor or array. `tile(span)` gathers some coordinates of every row into one small
-tensor. `Mixed` is rows that are combinations of others, computed a tile at a time: the rows between two stages of
-a chain never exist as a whole.
+tensor. `Mixed` is rows that are combinations of others, `Ranked` a row that a column rule makes of others, `Shifted`
+rows less one vector, such as models less the one they started from. All are computed a tile at a time: the rows
+between two stages of a chain never exist as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from byzflow.errors import RowsError
 from byzflow.layout import Layout, Leaf, Span
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TILE_ELEMENTS = 1 << 17  # of float64: about one second-level cache
 SATURATE = 1e140  # a float64 coordinate beyond this counts as this in combinations, so that no square overflows
 
 
@@ -27,6 +29,11 @@ class Arranged:
     """What rows and combinations of rows share: a layout, which further vectors can be brought into."""
 
     layout: Layout
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its tiles."""
+        return self.layout.dtype
 
     def vector(self, name: str, value: Any) -> Rows:
         """One more vector of the same layout, such as a centre: Rows with n = 1."""
@@ -60,11 +67,16 @@ class Rows(Arranged):
             raise RowsError(f"rows must be a list of n vectors or an (n, d) tensor, got {type(rows).__name__}")
         if len(rows) == 0:
             raise RowsError("no rows: the list is empty")
+        if stacked:
+            whole = _tensor(0, None, rows)
+            leaf = Leaf(None, tuple(whole.shape[1:]), whole.dtype, whole[0].numel())
+            layout = Layout((leaf,), whole.device, isinstance(rows, np.ndarray))
+            return cls(tuple((row.reshape(-1),) for row in whole), layout)
         first = _leaves(0, rows[0])
         if not first:
             raise RowsError("row 0 is an empty mapping: it has nothing to aggregate")
         leaves = tuple(Leaf(name, tuple(value.shape), value.dtype, value.numel()) for name, value in first)
-        layout = Layout(leaves, first[0][1].device, _is_array(rows[0]), stacked)
+        layout = Layout(leaves, first[0][1].device, _is_array(rows[0]), stacked=False)
         return cls(tuple(_flat(i, row, layout) for i, row in enumerate(rows)), layout)
 
     @property
@@ -85,8 +97,8 @@ class Rows(Arranged):
         """These coordinates of every row: (n, stop - start) in the layout's dtype, a copy."""
         k, a, b = span
         out = torch.empty((self.n, b - a), dtype=self.layout.dtype, device=self.layout.device)
-        for i, source in enumerate(self.sources):
-            out[i].copy_(source[k][a:b])
+        for row, source in zip(out.unbind(), self.sources, strict=True):
+            row.copy_(source[k][a:b])
         return out
 
     def pick(self, coordinates: Tensor) -> Tensor:
@@ -103,9 +115,10 @@ class Rows(Arranged):
             first += leaf.numel
         return out
 
-    def leaf(self, k: int) -> Rows:
-        """The rows as if leaf k were all of them, sharing memory."""
-        return Rows(tuple((source[k],) for source in self.sources), self.layout.only(k))
+    def cut(self, span: Span) -> Rows:
+        """The rows as if these coordinates were all of them, sharing memory."""
+        k, a, b = span
+        return Rows(tuple((source[k][a:b],) for source in self.sources), self.layout.only(span))
 
 
 class Mixed(Arranged):
@@ -114,6 +127,7 @@ class Mixed(Arranged):
     def __init__(self, parts: Sequence[AnyRows], weights: Tensor) -> None:
         """`weights` (m, total rows of the parts) float64, on the CPU."""
         self.layout = parts[0].layout
+        parts, weights = _where_they_lie(parts, weights)
         self.n = weights.shape[0]
         live = (weights != 0).any(0)
         self.parts: list[AnyRows] = []
@@ -125,6 +139,11 @@ class Mixed(Arranged):
             start += part.n
         self.width: int = sum(part.width for part in self.parts)
         self.weights = weights[:, live].to(self.layout.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64, whatever the rows have."""
+        return torch.float64
 
     def tile(self, span: Span) -> Tensor:
         """These coordinates of every row: (m, stop - start) float64."""
@@ -142,15 +161,72 @@ class Mixed(Arranged):
         """The rows at these indices."""
         return self._like(self.layout, self.parts, self.weights[list(indices)])
 
-    def leaf(self, k: int) -> Mixed:
-        """The rows as if leaf k were all of them."""
-        return self._like(self.layout.only(k), [part.leaf(k) for part in self.parts], self.weights)
+    def cut(self, span: Span) -> Mixed:
+        """The rows as if these coordinates were all of them."""
+        return self._like(self.layout.only(span), [part.cut(span) for part in self.parts], self.weights)
 
     def _like(self, layout: Layout, parts: Sequence[AnyRows], weights: Tensor) -> Mixed:
         other = object.__new__(Mixed)
         other.layout, other.n, other.width = layout, len(weights), self.width
         other.parts, other.weights = list(parts), weights
         return other
+
+
+class Shifted(Arranged):
+    """n rows less one vector, the origin that they are measured from: models less the one they were trained from.
+
+    No difference exists beyond a tile, and combinations and inner products are found without any, from the rows where
+    they lie. Differences of float32 are float32, of halves float32 too.
+    """
+
+    def __init__(self, rows: Any, origin: Any) -> None:
+        """`rows` as `Rows.of` takes them, and one more like them. Raises RowsError where they do not fit."""
+        self.rows = Rows.of(rows)
+        self.origin = origin if isinstance(origin, Rows) else self.rows.vector("origin", origin)
+        self.layout = self.rows.layout
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.rows.n
+
+    @property
+    def width(self) -> int:
+        """Rows that a tile reads."""
+        return self.rows.n + 1
+
+    def tile(self, span: Span) -> Tensor:
+        """These coordinates of every row: (n, stop - start) in the layout's dtype, a copy."""
+        return self.rows.tile(span).sub_(self.origin.tile(span))
+
+    def pick(self, coordinates: Tensor) -> Tensor:
+        """Some coordinates of every row, numbered through the leaves: (n, k) in the layout's dtype."""
+        return self.rows.pick(coordinates).sub_(self.origin.pick(coordinates))
+
+    def take(self, indices: Sequence[int]) -> Shifted:
+        """The rows at these indices, sharing memory."""
+        return Shifted(self.rows.take(indices), self.origin)
+
+    def cut(self, span: Span) -> Shifted:
+        """The rows as if these coordinates were all of them, sharing memory."""
+        return Shifted(self.rows.cut(span), self.origin.cut(span))
+
+
+def _where_they_lie(parts: Sequence[AnyRows], weights: Tensor) -> tuple[list[AnyRows], Tensor]:
+    """The same combinations, of shifted rows as combinations of the rows and of their origin."""
+    lie: list[AnyRows] = []
+    columns: list[Tensor] = []
+    start = 0
+    for part in parts:
+        own = weights[:, start : start + part.n]
+        start += part.n
+        if isinstance(part, Shifted):
+            lie += [part.rows, part.origin]
+            columns += [own, -own.sum(1, keepdim=True)]
+        else:
+            lie.append(part)
+            columns.append(own)
+    return lie, torch.cat(columns, dim=1)
 
 
 def combined(weights: Tensor, tile: Tensor) -> Tensor:
@@ -166,8 +242,8 @@ def combined(weights: Tensor, tile: Tensor) -> Tensor:
 class Streamed(Arranged):
     """n rows that are read a tile at a time from elsewhere: larger than memory, or on other machines.
 
-    `read(start, stop)` gives coordinates start to stop of all rows, an (n, stop - start) array or tensor; it is
-    called over all d coordinates once a pass, in order. The result is one tensor of d coordinates.
+    `read(start, stop)` gives coordinates start to stop of all rows, an (n, stop - start) array or tensor; a pass
+    calls it over all d coordinates, in order. The result is one tensor of d coordinates.
     """
 
     def __init__(self, read: Callable[[int, int], Any], n: int, d: int, dtype: torch.dtype = torch.float32) -> None:
@@ -187,9 +263,15 @@ class Streamed(Arranged):
         return tile[self._indices].to(self.layout.dtype)
 
     def pick(self, coordinates: Tensor) -> Tensor:
-        """Some coordinates of every row: (n, k) in the layout's dtype."""
-        columns = [self.tile(Span(0, int(c), int(c) + 1)) for c in coordinates]
-        return torch.cat(columns, dim=1) if columns else torch.empty(self.n, 0, dtype=self.layout.dtype)
+        """Some coordinates of every row: (n, k) in the layout's dtype. Each tile that holds some is read once."""
+        out = torch.empty((self.n, coordinates.numel()), dtype=self.layout.dtype)
+        tiles = coordinates // max(64, TILE_ELEMENTS // max(1, self.width))
+        for tile in torch.unique(tiles):
+            here = (tiles == tile).nonzero().flatten()
+            wanted = coordinates[here]
+            first = int(wanted.min())
+            out[:, here] = self.tile(Span(0, first, int(wanted.max()) + 1))[:, wanted - first]
+        return out
 
     def take(self, indices: Sequence[int]) -> Streamed:
         """The rows at these indices."""
@@ -197,12 +279,41 @@ class Streamed(Arranged):
         other._indices, other.width = [self._indices[i] for i in indices], self.width
         return other
 
-    def leaf(self, k: int) -> Streamed:
-        """All of it: there is one leaf."""
+    def cut(self, span: Span) -> Streamed:
+        """The rows as if these coordinates were all of them."""
+        other = self.take(range(self.n))
+        other.layout = self.layout.only(span)
+        other._read = lambda start, stop: self._read(span.start + start, span.start + stop)
+        return other
+
+
+class Ranked(Arranged):
+    """One row that a column rule makes of other rows, such as their median; n = 1."""
+
+    n = width = 1
+
+    def __init__(self, rows: AnyRows, rank: Callable[[AnyRows], Tensor]) -> None:
+        """`rank` gives the d results for rows of d coordinates, any d, in one leaf."""
+        self.layout, self._rows, self._rank = rows.layout, rows, rank
+
+    def tile(self, span: Span) -> Tensor:
+        """These coordinates: (1, stop - start) in the layout's dtype."""
+        return self._rank(self._rows.cut(span)).to(self.dtype).unsqueeze(0)
+
+    def pick(self, coordinates: Tensor) -> Tensor:
+        """Some coordinates, numbered through the leaves: (1, k) in the layout's dtype."""
+        return self._rank(Rows.of(self._rows.pick(coordinates))).to(self.dtype).unsqueeze(0)
+
+    def take(self, indices: Sequence[int]) -> Ranked:
+        """Itself: there is one row."""
         return self
 
+    def cut(self, span: Span) -> Ranked:
+        """The row as if these coordinates were all of it."""
+        return Ranked(self._rows.cut(span), self._rank)
 
-AnyRows = Rows | Mixed | Streamed
+
+AnyRows = Rows | Mixed | Shifted | Streamed | Ranked
 
 
 def saturated(tile: Tensor) -> Tensor:
@@ -213,10 +324,15 @@ def saturated(tile: Tensor) -> Tensor:
 class _Shared:
     """Read-only memory as torch wants it, without a copy: byzflow never writes to a row."""
 
+    __slots__ = ("base",)
+
     def __init__(self, base: np.ndarray[Any, Any]) -> None:
         self.base = base
-        address = base.__array_interface__["data"][0]
-        self.__array_interface__ = base.__array_interface__ | {"data": (address, False)}
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        interface = self.base.__array_interface__
+        return interface | {"data": (interface["data"][0], False)}
 
 
 def _is_array(row: Any) -> bool:
@@ -251,6 +367,10 @@ def _leaves(i: int, row: Any) -> list[tuple[str | None, Tensor]]:
 
 def _flat(i: int, row: Any, layout: Layout, strict: bool = True) -> tuple[Tensor, ...]:
     """The leaves of a row as flat tensors, matched by key; if not strict, shape and dtype may differ."""
+    first = layout.leaves[0]
+    wanted = (first.shape, first.dtype, layout.device, torch.strided)
+    if first.name is None and isinstance(row, Tensor) and (row.shape, row.dtype, row.device, row.layout) == wanted:
+        return (row.detach().reshape(-1),)  # what most rows are, spared the questions below
     named = dict(_leaves(i, row))
     names = [leaf.name for leaf in layout.leaves]
     if set(named) != set(names):

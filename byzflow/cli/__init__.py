@@ -19,9 +19,14 @@ from byzflow.errors import ByzflowError, did_you_mean, one_line
 class Commands(click.Group):
     """Commands by entry point, loaded when they are named; a package may add its own."""
 
+    def __init__(self, *args: Any, entry_points: str = "byzflow.commands", **kwargs: Any) -> None:
+        """`entry_points` is the group of entry points that the commands are found in."""
+        super().__init__(*args, **kwargs)
+        self.entry_points = entry_points
+
     def points(self) -> dict[str, EntryPoint]:
         """Entry points by command name."""
-        return {point.name: point for point in entry_points(group="byzflow.commands")}
+        return {point.name: point for point in entry_points(group=self.entry_points)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names."""

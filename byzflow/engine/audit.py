@@ -26,6 +26,7 @@ def column_weights(
     parts = [parts] if isinstance(parts, AnyRows) else parts
     layout = parts[0].layout
     spans = list(layout.spans(max(1, layout.d // PLACES)))
+    spans = spans[:: max(1, len(spans) // (2 * PLACES))]  # of many small leaves, some
     wide = max(1, COLUMNS // max(1, len(spans)))
     seen = 0
     with torch.inference_mode(False), torch.enable_grad():

@@ -3,12 +3,13 @@
 span chain          Gram pass, weights of every stage, combine
 ... | column rule   Gram pass, weights, mix a tile and rank it
 column rule         rank, one pass; again without the rows that turned out to hold NaN or Inf
-pivots first        a column rule whose result is one more point: a pass before the Gram
+pivots              a column rule whose result is one more point: computed a tile at a time, within the Gram pass
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from byzflow.operators import (
     keywords,
 )
 from byzflow.ranks import RankMean
-from byzflow.rows import AnyRows, Mixed, Rows
+from byzflow.rows import AnyRows, Mixed, Ranked, Rows
 
 Columns = Callable[[Tensor], Tensor]
 
@@ -68,6 +69,8 @@ class Call:
 
     def taken(self, stage: Operator, method: str | None = None) -> dict[str, Any]:
         """The extras that a stage takes, or one of its methods, other than vectors."""
+        if not self.extras:
+            return {}
         names = stage.accepts - stage.vector_names
         if method is not None:
             names &= keywords(type(stage), method)
@@ -79,8 +82,8 @@ class Call:
         return stage.remember(Step(value, seen.rows, out, seen.gram, self.taken(stage), vectors))
 
     def rule(self, operator: CoordinateWise, n: int) -> RankMean | None:
-        """The column rule as data, if that is all there is to it for these extras and this policy."""
-        plain = self.nonfinite != "keep" and not self.taken(operator, "columns")
+        """The column rule as data, if that is all there is to it: no extras, and no kept row that is not finite."""
+        plain = self.infinite is None and not self.taken(operator, "columns")
         return operator.rule(n) if plain else None
 
     def columns(self, rule: CoordinateWise) -> Columns:
@@ -125,7 +128,7 @@ class Work:
         self.mixing = full
         self.gram = self.gram.mixed(weights) if passes_on else self.gram
 
-    def add(self, name: str, vector: Rows) -> None:
+    def add(self, name: str, vector: AnyRows) -> None:
         """One more extra vector; what was measured without it is of no more use."""
         self.parts.append(vector)
         self.names[name] = vector.n
@@ -149,6 +152,9 @@ def execute(
     first = operator.stages[0] if isinstance(operator, Chain) else operator
     if isinstance(first, CoordinateWise) and not isinstance(first, Mixing):
         return _by_column(first, rows, nonfinite, extras, audit)
+    if isinstance(operator, Mixing) and operator.measures == "nothing" and _shows_nonfinite(rows):
+        with suppress(ByzflowError):  # said again below, if it is more than that
+            return _by_gram(operator, rows, nonfinite, extras, audit, blind=True)
     return _by_gram(operator, rows, nonfinite, extras, audit)
 
 
@@ -167,7 +173,7 @@ def _by_column(
             raise
     call = _filter(operator, rows, bad, nonfinite, extras)
     assert isinstance(call.operator, CoordinateWise)
-    if len(call.indices) < rows.n:
+    if bool(bad.any()):
         rule = call.rule(call.operator, call.rows.n)
         answers, _ = column_pass(call.rows, call.columns(call.operator), rule=rule)
     value = _restore(call.operator, rows, answers)
@@ -178,10 +184,19 @@ def _by_column(
 
 
 def _by_gram(
-    operator: Operator, rows: AnyRows, nonfinite: Nonfinite, extras: Mapping[str, Any], audit: bool
+    operator: Operator,
+    rows: AnyRows,
+    nonfinite: Nonfinite,
+    extras: Mapping[str, Any],
+    audit: bool,
+    blind: bool = False,
 ) -> Aggregation:
-    """The Gram pass, the weights of every stage, then one pass that combines, mixes and ranks, or produces."""
-    call, work = _begin(operator, rows, nonfinite, extras)
+    """The Gram pass, the weights of every stage, then one pass that combines, mixes and ranks, or produces.
+
+    `blind` leaves the first out, for one stage that measures nothing; NonFiniteRows if the answer shows that a row
+    holds NaN or Inf.
+    """
+    call, work = _begin(operator, rows, nonfinite, extras, blind)
     seen: list[Sight] = []  # by each stage
     own: Gram | None = None  # of the rows themselves, before any mixing
     for stage in call.stages:
@@ -206,6 +221,8 @@ def _by_gram(
     else:
         answers = combine_pass(work.rows)
         assert isinstance(last, Mixing)
+        if blind and not _shows_all_finite(work, answers):
+            raise NonFiniteRows("a row holds NaN or Inf")
         for answer in answers:
             last.finish(answer, gram, **call.taken(last, "finish"))
     value = _restore(last, rows, answers)
@@ -244,11 +261,32 @@ def _produced(
     return answers, weights.unsqueeze(0) if work.mixing is None else weights.unsqueeze(0) @ work.mixing
 
 
-def _begin(operator: Operator, rows: AnyRows, nonfinite: Nonfinite, extras: Mapping[str, Any]) -> tuple[Call, Work]:
+def _shows_nonfinite(rows: AnyRows) -> bool:
+    """Whether NaN and Inf outlast a combination (Inf in float64 is saturated), and looking for them is cheap."""
+    return rows.layout.dtype == torch.float32 and rows.layout.device.type == "cpu"
+
+
+def _shows_all_finite(work: Work, answers: list[Flat]) -> bool:
+    """Whether every row has a share in the answers and these, with their sums, are finite."""
+    shared = work.mixing is not None and bool((work.mixing[:, : work.parts[0].n] != 0).all())
+    return shared and all(bool(leaf.sum().isfinite()) for answer in answers for leaf in answer)
+
+
+def _begin(
+    operator: Operator, rows: AnyRows, nonfinite: Nonfinite, extras: Mapping[str, Any], blind: bool
+) -> tuple[Call, Work]:
     """The finite filter, in the pass that the first stage needs anyway."""
     vectors = extra_vectors(operator, rows, extras, rows.n)
-    light = not vectors and _needs_norms_at_most(operator)
-    inner, bad = norm_pass(rows) if light else gram_pass(rows, list(vectors.values()))
+    first = operator.stages[0] if isinstance(operator, Chain) else operator
+    pivoted = isinstance(first, Mixing) and bool(first.pivots)  # then another Gram follows, of the rows that are left
+    light = not vectors and (pivoted or _needs_norms_at_most(operator))
+    if blind:  # NaN, so that no rule can take it for a measure
+        inner, bad = (
+            torch.full((rows.n + 1,) * 2, torch.nan, dtype=torch.float64),
+            torch.zeros(rows.n, dtype=torch.bool),
+        )
+    else:
+        inner, bad = norm_pass(rows) if light else gram_pass(rows, list(vectors.values()))
     gram = Gram(inner, rows.n, {name: each.n for name, each in vectors.items()}, norms_only=light)
     for name in vectors:
         points = list(gram.points(name))
@@ -272,7 +310,7 @@ def _needs_norms_at_most(operator: Operator) -> bool:
     """Whether the one mixing among the stages, if any, does; behind another, even norms need the products."""
     stages = operator.stages if isinstance(operator, Chain) else (operator,)
     mixing = [stage for stage in stages if isinstance(stage, Mixing)]
-    return len(mixing) <= 1 and all(stage.measures == "norms" and not stage.pivots for stage in mixing)
+    return len(mixing) <= 1 and all(stage.measures != "distances" and not stage.pivots for stage in mixing)
 
 
 def extra_vectors(operator: Operator, rows: AnyRows, extras: Mapping[str, Any], n: int) -> dict[str, Rows]:
@@ -304,15 +342,16 @@ def _filter(operator: Operator, rows: AnyRows, bad: Tensor, nonfinite: Nonfinite
     return Call(reduced, rows.take(indices), indices, {}, extras_for(extras, indices, rows.n), nonfinite, bound)
 
 
-def _pivot(rows: AnyRows, pivot: CoordinateWise, call: Call) -> Rows:
-    answers, _ = column_pass(rows, call.columns(pivot), rule=call.rule(pivot, rows.n))
-    return Rows((tuple(answers[0]),), rows.layout)
+def _pivot(rows: AnyRows, pivot: CoordinateWise, call: Call) -> Ranked:
+    columns, rule = call.columns(pivot), call.rule(pivot, rows.n)
+    return Ranked(rows, lambda some: column_pass(some, columns, rule=rule)[0][0][0])
 
 
 def _restore(last: Operator, rows: AnyRows, answers: Sequence[Flat]) -> Any:
     """One row, m rows, or an attack's f rows, in the kind of the input."""
     if isinstance(last, Attack) and len(answers) == 1:
-        answers = [[leaf.clone() for leaf in answers[0]] for _ in range(last.f)]
+        copies = ([leaf.clone() for leaf in answers[0]] for _ in range(last.f - 1))
+        answers = [answers[0], *copies][: last.f]
     many = isinstance(last, PreAggregator | Attack)
     return rows.layout.restore_all(answers) if many else rows.layout.restore(list(answers[0]))
 

@@ -1,4 +1,4 @@
-"""The compiled passes: finds the library, builds comparator networks, and splits coordinates between threads.
+"""The compiled passes: finds the library, calls it, and splits coordinates between threads.
 
 The library is plain C called through ctypes, which releases the interpreter's lock. Where it is missing (no
 compiler when byzflow was installed) or BYZFLOW_KERNELS=torch, the passes run on torch operations instead.
@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -21,16 +21,18 @@ import torch
 from torch import Tensor
 
 from byzflow.errors import ByzflowError
-from byzflow.ranks import RankMean
+from byzflow.ranks import RankMean, network
 
 CHOICE = "BYZFLOW_KERNELS"
 LIBRARY = Path(__file__).with_name("_kernels.so")
 LINE = 64  # bytes
 BLOCK = 64  # coordinates of a tile of the C pass
-SPLIT = 1 << 15  # coordinates below which a second thread is not worth its start
+RUN, PAD = 32, 3  # rows that it sorts at a time, and the most that it adds to fill such a run up
+SPLIT = 1 << 15  # coordinates of 8 rows below which a second thread is not worth its start
 MAX_POINTS = 4096  # of a Gram, and rows of a network: beyond it networks grow too long to build
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-STORE = 0
+SPARSE = 3  # a mixing with less than one weight in so many is done weight by weight
+MIXED = 5  # rows of a dense mixing that the kernel makes at a time
 R = TypeVar("R")
 
 
@@ -43,6 +45,20 @@ class _Program(ctypes.Structure):
         ("comparators", ctypes.c_int32),
         ("network", ctypes.c_void_p),
     )
+
+
+_PASS = (
+    ctypes.c_void_p,  # rows
+    ctypes.c_int,  # n
+    ctypes.c_ssize_t,  # d
+    ctypes.c_void_p,  # weights
+    ctypes.c_int,  # m
+    ctypes.c_void_p,  # program
+    ctypes.c_void_p,  # out
+    ctypes.c_void_p,  # bad
+    ctypes.c_void_p,  # tile
+    ctypes.c_void_p,  # source
+)
 
 
 @cache
@@ -75,33 +91,6 @@ def active() -> str:
     return f"C, {found.byzflow_cpu().decode()}"
 
 
-@lru_cache(maxsize=256)
-def network(n: int, low: int, high: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint16]]:
-    """(comparators, 3): Batcher's odd-even merge sort of n values, without what ranks low to high - 1 do not need.
-
-    Each line is (row of the lower, row of the higher, 3 if both are needed, 1 the lower, 2 the higher).
-    """
-    pairs = []
-    p = 1
-    while p < n:
-        k = p
-        while k >= 1:
-            for j in range(k % p, n - k, 2 * k):
-                pairs += [
-                    (i + j, i + j + k) for i in range(min(k, n - j - k)) if (i + j) // (2 * p) == (i + j + k) // (2 * p)
-                ]
-            k //= 2
-        p *= 2
-    needed = [low <= i < high for i in range(n)]
-    kept = []
-    for a, b in reversed(pairs):
-        outputs = needed[a] + 2 * needed[b]
-        if outputs:
-            kept.append((a, b, outputs))
-            needed[a] = needed[b] = True
-    return np.array(kept[::-1], dtype=np.uint16).reshape(-1, 3)
-
-
 def _pointers(tensors: Sequence[Tensor], offset: int) -> ctypes.Array[ctypes.c_void_p]:
     shift = offset * tensors[0].element_size() if tensors else 0
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() + shift for tensor in tensors))
@@ -117,8 +106,8 @@ def run(
     lib: ctypes.CDLL,
     rows: Sequence[Tensor],
     weights: Tensor | None,
-    rule: RankMean | None,
-    out: Sequence[Tensor],
+    rule: RankMean,
+    out: Tensor,
 ) -> Tensor:
     """One pass over flat contiguous rows of one dtype: mix by `weights` (m, n), rank by `rule`, write to `out`.
 
@@ -127,29 +116,27 @@ def run(
     n, d, dtype = len(rows), rows[0].numel(), rows[0].dtype
     m = n if weights is None else len(weights)
     mixing = None if weights is None else weights.contiguous()
-    program = _Program(STORE, 0, 0, 0, 0, None)
-    if rule is not None:
-        comparators = network(m, *rule.ranks(m))
-        program = _Program(rule.code, rule.low, rule.high, rule.count, len(comparators), comparators.ctypes.data)
+    comparators = network(m, *rule.ranks(m), run=RUN)
+    program = _Program(rule.code, rule.low, rule.high, rule.count, len(comparators), comparators.ctypes.data)
     function = getattr(lib, f"byzflow_pass_{SUFFIX[dtype]}")
+    function.argtypes = _PASS
+    room = (n + m + 2 * PAD) * BLOCK * dtype.itemsize  # of the tile; the pointers lie behind it
 
     def part(start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         bad = np.zeros(n, dtype=np.uint8)
-        tile = _aligned(n * BLOCK * dtype.itemsize)
-        source = np.empty(n, dtype=np.uintp)
-        mixed = _aligned((m if mixing is not None else 0) * BLOCK * dtype.itemsize)
+        scratch = _aligned(room + (n + m + PAD) * ctypes.sizeof(ctypes.c_void_p))
+        tile = scratch.ctypes.data
         function(
             _pointers(rows, start),
-            ctypes.c_int(n),
-            ctypes.c_ssize_t(stop - start),
-            ctypes.c_void_p(None if mixing is None else mixing.data_ptr()),
-            ctypes.c_int(m),
+            n,
+            stop - start,
+            None if mixing is None else mixing.data_ptr(),
+            m,
             ctypes.byref(program),
-            _pointers(out, start),
-            bad.ctypes.data_as(ctypes.c_void_p),
-            tile.ctypes.data_as(ctypes.c_void_p),
-            source.ctypes.data_as(ctypes.c_void_p),
-            mixed.ctypes.data_as(ctypes.c_void_p),
+            out.data_ptr() + start * out.element_size(),
+            bad.ctypes.data,
+            tile,
+            tile + room,
         )
         return bad
 
@@ -159,14 +146,13 @@ def run(
 def gram(lib: ctypes.CDLL, rows: Sequence[Tensor], judged: int) -> tuple[Tensor, Tensor]:
     """Inner products (n + 1, n + 1) of flat contiguous rows and the origin, and (judged,) bool of rows not finite."""
     n, d, dtype = len(rows), rows[0].numel(), rows[0].dtype
-    p = n + 1
-    columns = 256 if p <= 16 else 128  # of a tile, which should stay in the first or second cache
+    p, q = n + 1, n // 4 * 4 + 4  # the kernel's blocks are 4 x 4
+    columns = 256 if n < 256 else 64  # of a tile, which stays in the second cache
+    span = max(columns, 1024 if n < 32 else 0)  # coordinates that share a reference
     function = getattr(lib, f"byzflow_gram_{SUFFIX[dtype]}")
 
-    def part(
-        start: int, stop: int
-    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.uint8]]]:
-        g, bad, tile = np.zeros((p, p)), np.zeros(n, dtype=np.uint8), _aligned((p + 4) * columns * 8)
+    def part(start: int, stop: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        g, bad, tile = np.zeros((q, q)), np.zeros(n, dtype=np.uint8), _aligned((q + 1) * columns * 8)
         function(
             _pointers(rows, start),
             ctypes.c_int(n),
@@ -176,14 +162,45 @@ def gram(lib: ctypes.CDLL, rows: Sequence[Tensor], judged: int) -> tuple[Tensor,
             bad.ctypes.data_as(ctypes.c_void_p),
             tile.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_int(columns),
+            ctypes.c_ssize_t(span),
         )
         return g, bad
 
-    parts = in_parts(part, d, columns)
-    inner = np.sum([g for g, _ in parts], axis=0)
+    parts = in_parts(part, d, span, n)  # else the cut would change the references
+    inner = np.sum([g for g, _ in parts], axis=0)[:p, :p]
     upper = np.triu(inner)
     bad = np.bitwise_or.reduce([b for _, b in parts])[:judged]
     return torch.from_numpy(upper + np.triu(inner, 1).T), torch.from_numpy(bad.astype(bool))
+
+
+def combine(lib: ctypes.CDLL, rows: Sequence[Tensor], weights: Tensor, out: Sequence[Tensor]) -> bool:
+    """Writes weights (m, n) @ rows to the m flat tensors of `out`; whether all of it is finite.
+
+    Weights of 0 are skipped where that is worth it: otherwise a row that is not finite touches every answer.
+    """
+    n, d, dtype, m = len(rows), rows[0].numel(), rows[0].dtype, len(weights)
+    plain, packed = weights.numpy(), None
+    if m > 1 and np.count_nonzero(plain) * SPARSE > plain.size:
+        packed = np.zeros((-(-m // MIXED) * MIXED, n))
+        packed[:m] = plain
+        packed = np.ascontiguousarray(packed.reshape(-1, MIXED, n).transpose(0, 2, 1))
+    plain = np.ascontiguousarray(plain)
+    function = getattr(lib, f"byzflow_combine_{SUFFIX[dtype]}")
+
+    def part(start: int, stop: int) -> bool:
+        tile = _aligned(0 if packed is None else n * 128 * 8)
+        return not function(
+            _pointers(rows, start),
+            ctypes.c_int(n),
+            ctypes.c_ssize_t(stop - start),
+            plain.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_void_p(None) if packed is None else packed.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int(m),
+            _pointers(out, start),
+            tile.ctypes.data_as(ctypes.c_void_p),
+        )
+
+    return all(in_parts(part, d, BLOCK, n + m))
 
 
 def norms(lib: ctypes.CDLL, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -202,7 +219,7 @@ def norms(lib: ctypes.CDLL, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         )
         return squares, bad
 
-    parts = in_parts(part, d, BLOCK)
+    parts = in_parts(part, d, BLOCK, n)
     bad = np.bitwise_or.reduce([b for _, b in parts]).astype(bool)
     return torch.from_numpy(np.sum([s for s, _ in parts], axis=0)), torch.from_numpy(bad)
 
@@ -211,10 +228,10 @@ _pool: tuple[int, ThreadPoolExecutor] | None = None
 _starting = Lock()
 
 
-def in_parts(work: Callable[[int, int], R], d: int, step: int) -> list[R]:
-    """Calls work(start, stop) on shares of d coordinates, multiples of `step`, one a thread of torch's."""
+def in_parts(work: Callable[[int, int], R], d: int, step: int, n: int = 8) -> list[R]:
+    """Calls work(start, stop) on shares of d coordinates of n rows, multiples of `step`, one a thread of torch's."""
     global _pool
-    threads = max(1, min(torch.get_num_threads(), d // SPLIT))
+    threads = max(1, min(torch.get_num_threads(), n * d // (8 * SPLIT), d // step))
     if threads == 1:
         return [work(0, d)]
     with _starting:

@@ -7,6 +7,7 @@ them where they lie (`byzflow.engine.kernels`); elsewhere, and for rules that ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import CDLL
 
 import torch
@@ -15,10 +16,7 @@ from torch import Tensor
 from byzflow.engine import cuda, kernels
 from byzflow.layout import Flat, Layout, Span
 from byzflow.ranks import RankMean
-from byzflow.rows import AnyRows, Mixed, Rows, saturated
-
-SPARSE = 3  # a mixing with less than one weight in so many is done row by row
-TILE_ELEMENTS = 1 << 18  # of float64: about one second-level cache
+from byzflow.rows import TILE_ELEMENTS, AnyRows, Mixed, Rows, Shifted, saturated
 
 
 def width(rows: AnyRows, more: int = 0) -> int:
@@ -28,10 +26,8 @@ def width(rows: AnyRows, more: int = 0) -> int:
 
 
 def nonfinite(tile: Tensor) -> Tensor:
-    """(n,) bool: rows of a tile with a NaN or an Inf. In float32 their sum decides, and is cheap."""
-    if tile.dtype == torch.float64:  # a sum of finite float64 numbers may overflow
-        return ~torch.isfinite(tile).all(1)
-    return ~torch.isfinite(tile.sum(1, dtype=torch.float64))
+    """(n,) bool: rows of a tile with a NaN or an Inf, which shows in their extremes."""
+    return ~torch.isfinite(tile.amax(1)) | ~torch.isfinite(tile.amin(1))
 
 
 def gram_pass(rows: AnyRows, vectors: Sequence[AnyRows]) -> tuple[Tensor, Tensor]:
@@ -41,6 +37,9 @@ def gram_pass(rows: AnyRows, vectors: Sequence[AnyRows]) -> tuple[Tensor, Tensor
     row. Returns (p, p) float64 on the CPU, p = n + extra vectors + 1, and (n,) bool.
     """
     n, device = rows.n, rows.layout.device
+    if isinstance(rows, Shifted) and not vectors:
+        inner, bad = gram_pass(rows.rows, [rows.origin])
+        return inner[:-1, :-1], bad  # the points' mutual differences are the same: only the origin lies elsewhere
     more = sum(each.n for each in vectors)
     lib = _library(rows.layout)
     if lib is not None and n + more < kernels.MAX_POINTS:
@@ -95,7 +94,7 @@ def column_pass(
     """
     lib = _library(rows.layout)
     if lib is not None and rule is not None and rows.n <= kernels.MAX_POINTS:
-        return _compiled_pass(lib, rows, rule, 1)
+        return _compiled_pass(lib, rows, rule)
     bad = torch.zeros(rows.n, dtype=torch.bool, device=rows.layout.device)
     answers = rows.layout.empty(count)
     for span in rows.layout.spans(width(rows)):
@@ -114,15 +113,15 @@ def column_pass(
 def combine_pass(rows: AnyRows) -> list[Flat]:
     """Every row as an answer of its own."""
     lib = _library(rows.layout)
-    if lib is not None and isinstance(rows, Mixed) and rows.parts:
-        if rows.n > 1 and int((rows.weights != 0).sum()) * SPARSE <= rows.weights.numel():
-            # scaled rows and buckets: one by one, each reads only its own
-            return [combine_pass(Mixed(rows.parts, row.unsqueeze(0)))[0] for row in rows.weights]
-        answers = _compiled_pass(lib, rows, None, rows.n)[0]
-        if rows.n == 1 or all(bool(leaf.sum(dtype=torch.float64).isfinite()) for answer in answers for leaf in answer):
-            return answers
-        # a kept row that is not finite: 0 * inf is NaN there, and below it touches only the rows it has a share in
     answers = rows.layout.empty(rows.n)
+    if (
+        lib is not None
+        and isinstance(rows, Mixed)
+        and rows.width <= kernels.MAX_POINTS
+        and (_compiled_combine(lib, rows, answers) or rows.n == 1)
+    ):
+        return answers
+    # or else a kept row is not finite: 0 * inf is NaN there, and here it touches only the rows it has a share in
     for span in rows.layout.spans(width(rows)):
         for answer, values in zip(answers, rows.tile(span), strict=True):
             answer[span.leaf][span.start : span.stop].copy_(values)
@@ -136,38 +135,69 @@ def _library(layout: Layout) -> CDLL | None:
 def _pieces(parts: Sequence[AnyRows], layout: Layout) -> Iterator[tuple[Span, list[Tensor]]]:
     """All coordinates of all rows of the parts, as flat contiguous tensors of one dtype that the kernels take.
 
-    A leaf where it lies, if it can be read there; else, for half precision, strides or mixtures, tile by tile.
+    A leaf where it lies, if it can be read there; what cannot (half precision, strides, what is computed) comes tile
+    by tile, and the other parts are cut to fit.
     """
-    wide = max(64, TILE_ELEMENTS // max(1, sum(part.width for part in parts)))
+    dtype = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
     for k, leaf in enumerate(layout.leaves):
-        lie = [source[k] for part in parts if isinstance(part, Rows) for source in part.sources]
-        in_place = all(isinstance(part, Rows) for part in parts) and lie[0].dtype in kernels.SUFFIX
-        if in_place and all(each.dtype == lie[0].dtype and each.is_contiguous() for each in lie):
-            if leaf.numel:
-                yield Span(k, 0, leaf.numel), lie
-            continue
+        lie = [_lying(part, k, dtype) for part in parts]
+        copied = sum(part.width for part, there in zip(parts, lie, strict=True) if there is None)
+        wide = max(64, TILE_ELEMENTS // copied) if copied else max(1, leaf.numel)
         for start in range(0, leaf.numel, wide):
             span = Span(k, start, min(start + wide, leaf.numel))
-            yield span, list(torch.cat([part.tile(span) for part in parts]))
+            pieces: list[Tensor] = []
+            for part, there in zip(parts, lie, strict=True):
+                pieces += part.tile(span).to(dtype) if there is None else [row[start : span.stop] for row in there]
+            yield span, pieces
 
 
-def _compiled_pass(lib: CDLL, rows: AnyRows, rule: RankMean | None, count: int) -> tuple[list[Flat], Tensor]:
+def _lying(part: AnyRows, k: int, dtype: torch.dtype) -> list[Tensor] | None:
+    """Leaf k of every row of a part, if the kernels can read it where it is."""
+    if not isinstance(part, Rows):
+        return None
+    leaves = [source[k] for source in part.sources]
+    return leaves if all(leaf.dtype == dtype and leaf.is_contiguous() for leaf in leaves) else None
+
+
+def _compiled_pass(lib: CDLL, rows: AnyRows, rule: RankMean) -> tuple[list[Flat], Tensor]:
     parts, weights = (rows.parts, rows.weights) if isinstance(rows, Mixed) else ([rows], None)
-    answers = rows.layout.empty(count)
+    answers = rows.layout.empty(1)
     bad = torch.zeros(rows.n, dtype=torch.bool)
     if not parts:
         return [[leaf.zero_() for leaf in answer] for answer in answers], bad
-    for (k, start, stop), tensors in _pieces(parts, rows.layout):
-        out = [answer[k][start:stop] for answer in answers]
-        direct = out[0].dtype == tensors[0].dtype
-        room = out if direct else [torch.empty(stop - start, dtype=tensors[0].dtype) for _ in out]
-        found = kernels.run(lib, tensors, weights, rule, room)
+    for span, tensors in _pieces(parts, rows.layout):
+        with _room(answers, span, tensors[0].dtype) as out:
+            found = kernels.run(lib, tensors, weights, rule, out[0])
         if weights is None:
             bad |= found
-        if not direct:
-            for target, values in zip(out, room, strict=True):
-                target.copy_(values)
     return answers, bad
+
+
+def _compiled_combine(lib: CDLL, rows: Mixed, answers: list[Flat]) -> bool:
+    """Writes the answers; whether all of them are finite."""
+    if not rows.parts:
+        for answer in answers:
+            for leaf in answer:
+                leaf.zero_()
+        return True
+    finite = True
+    for span, tensors in _pieces(rows.parts, rows.layout):
+        with _room(answers, span, tensors[0].dtype) as out:
+            finite &= kernels.combine(lib, tensors, rows.weights, out)
+    return finite
+
+
+@contextmanager
+def _room(answers: list[Flat], span: Span, dtype: torch.dtype) -> Iterator[list[Tensor]]:
+    """The place of a span in the answers, or room of another dtype that is copied there in the end."""
+    out = [answer[span.leaf][span.start : span.stop] for answer in answers]
+    if out[0].dtype == dtype:
+        yield out
+        return
+    room = [torch.empty(span.stop - span.start, dtype=dtype) for _ in out]
+    yield room
+    for target, values in zip(out, room, strict=True):
+        target.copy_(values)
 
 
 def _compiled_gram(lib: CDLL, rows: AnyRows, vectors: Sequence[AnyRows]) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,9 @@ from functools import cache
 
 import torch
 
-from byzflow.engine.kernels import network
 from byzflow.engine.passes import column_pass, combine_pass, gram_pass
 from byzflow.operators import Chain, CoordinateWise, Mixing, Operator, PreAggregator
-from byzflow.ranks import RankMean
+from byzflow.ranks import RankMean, network
 from byzflow.rows import Mixed, Rows
 
 

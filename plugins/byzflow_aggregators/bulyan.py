@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,28 @@ from byzflow.operators import CoordinateWise, Mixing, faults, param
 from byzflow.ranks import NearestMean, median
 from byzflow.robustness import Bounds
 from byzflow_aggregators.krum import krum_scores
+
+
+def iterated(squared_distances: Tensor, count: int, f: int) -> list[int]:
+    """`count` rows, each of least Krum score among the rows that are left, in O(n^2) a pick.
+
+    Each row's distances are sorted once; a picked row is then taken out of every line, which keeps it sorted.
+    """
+    others = squared_distances.clone().fill_diagonal_(-1).numpy()
+    order = np.argsort(others, axis=1, kind="stable")[:, 1:]  # itself is first
+    nearest = np.take_along_axis(others, order, axis=1)
+    left, picked = np.arange(len(others)), []
+    while len(picked) < count:
+        best = int(nearest[:, : max(1, len(left) - f - 2)].sum(1).argmin())
+        picked.append(int(left[best]))
+        if len(left) == 1:
+            break
+        left = np.delete(left, best)
+        order, nearest = np.delete(order, best, axis=0), np.delete(nearest, best, axis=0)
+        stays = order != picked[-1]
+        shape = (len(left), len(left) - 1)
+        order, nearest = order[stays].reshape(shape), nearest[stays].reshape(shape)
+    return picked
 
 
 @dataclass(frozen=True)
@@ -49,10 +72,7 @@ class Bulyan(Mixing, CoordinateWise):
         if self.selection == "oneshot":
             picked = smallest(krum_scores(distances, gram.n - self.f - 2), count).tolist()
         else:
-            left, picked = list(range(gram.n)), []
-            for _ in range(count):
-                among = distances[left][:, left]
-                picked.append(left.pop(int(krum_scores(among, max(1, len(left) - self.f - 2)).argmin())))
+            picked = iterated(distances, count, self.f)
         return torch.eye(gram.n, dtype=torch.float64)[picked]
 
     def rule(self, n: int) -> NearestMean:

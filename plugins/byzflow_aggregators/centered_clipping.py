@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,14 +45,17 @@ class CenteredClipping(Mixing):
     def weights(self, gram: Gram) -> Tensor:
         """(p - 1,): on the rows and the first centre."""
         center = gram.point("center") if "center" in gram.vectors else gram.origin
-        w = torch.zeros(gram.origin + 1, dtype=torch.float64)
+        inner, n = gram.inner.numpy(), gram.n  # numpy's small operations start sooner than torch's
+        norms, w = inner.diagonal()[:n], np.zeros(gram.origin + 1)
         w[center] = 1
+        far = np.zeros(n, dtype=bool) if gram.infinite is None else gram.infinite.numpy()
         for _ in range(self.iterations):
-            away = gram.squared_distances_to(w).sqrt()
-            share = torch.where(away > self.tau, self.tau / away, 1.0) / gram.n
-            w = w * (1 - share.sum())
-            w[: gram.n] += share
-        return w[: gram.origin]
+            products = inner @ w
+            away = np.sqrt(np.maximum(norms - 2 * products[:n] + w @ products, 0))
+            share = np.where(far, 0, self.tau / np.maximum(away, self.tau)) / n
+            w *= 1 - share.sum()
+            w[:n] += share
+        return torch.from_numpy(w[: gram.origin])
 
     def remember(self, step: Step) -> Mapping[str, Any]:
         """The next centre."""

@@ -22,7 +22,7 @@ class CGE(Mixing):
     """
 
     name: ClassVar[str] = "cge"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
     aliases: ClassVar[tuple[str, ...]] = ("norm_filter", "comparative_gradient_elimination")
     paper: ClassVar[str] = "https://arxiv.org/abs/2101.09316"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"reduce": "sum"}}

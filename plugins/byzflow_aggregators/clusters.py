@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 STEPS = 300  # of an iteration at most
+ROUNDING = 1e-12  # of means of coordinates that are shares or cosines
 
 
 def average_linkage(distances: Tensor, clusters: int) -> list[list[int]]:
@@ -62,7 +63,7 @@ def mean_shift(points: Tensor, quantile: float = 0.5) -> Tensor:
     The bandwidth is the mean distance of a point to the nearest `quantile` of all points, itself counted.
     """
     n = len(points)
-    width = float(_between(points, points).sort(1).values[:, max(1, int(quantile * n)) - 1].mean())
+    width = float(_between(points, points).sort(1).values[:, max(1, int(quantile * n)) - 1].mean()) + ROUNDING
     centers = points
     for _ in range(STEPS):
         near = (_between(centers, points) <= width).to(points.dtype)

@@ -74,14 +74,14 @@ class FLAME(Mixing):
         sigma = self.noise * _typical(gram)
         if not sigma:
             return
-        generator, drawn = seeded(self.seed, self.name, round), torch.empty(0)
+        generator, drawn = seeded(self.seed, self.name, round), torch.empty(0)  # the same for every dtype
         for leaf in answer:
             at = 0
             while at < leaf.numel():
                 if not drawn.numel():  # whole blocks, so that how the vector is cut into leaves changes nothing
-                    drawn = torch.randn(BLOCK, generator=generator, dtype=torch.float64) * sigma
+                    drawn = torch.randn(BLOCK, generator=generator) * sigma
                 part = leaf[at : at + drawn.numel()]
-                part.copy_(part.double() + drawn[: part.numel()].to(part.device))
+                part += drawn[: part.numel()].to(part.device)
                 at, drawn = at + part.numel(), drawn[part.numel() :]
 
 

@@ -27,6 +27,10 @@ class Extreme(CoordinateWise):
         sign = 1 if self.largest else -1
         return sign * (sign * x).masked_fill(~torch.isfinite(x), -torch.inf).max(0).values
 
+    def rule(self, n: int) -> RankMean:
+        """The last rank or the first."""
+        return RankMean(n - 1, n) if self.largest else RankMean(0, 1)
+
 
 @dataclass(frozen=True)
 class FoundationFL(Mixing, CoordinateWise):

@@ -12,7 +12,7 @@ from byzflow.errors import SpecError
 from byzflow.gram import Gram, smallest
 from byzflow.operators import Attack, Mixing, Operator, PreAggregator, faults, param, seeded
 
-BATCH = 1 << 22  # values that are gathered together
+BATCHES = 32  # in so many the parts are gathered, so that each holds a small share of the rows
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class GAS(Mixing):
     """The mean of the n - f rows nearest to a rule's results on p random parts of the vectors. Needs n >= 2f + 1.
 
     Liu et al., ICML 2023, https://arxiv.org/abs/2302.06079. A row's score is the sum over the parts of its distance to
-    what `rule` gives for that part. The rule is used to find rows, not to aggregate them: the authors take bulyan. The
-    parts are drawn from (seed, round).
+    what `rule` gives for that part. The rule is used to find rows, not to aggregate them: the authors take bulyan. Each
+    part is a random coordinate of every p in a row, so that no layer is left out by chance, drawn from (seed, round).
     """
 
     name: ClassVar[str] = "gas"
@@ -60,13 +60,15 @@ class GAS(Mixing):
     def weights(self, gram: Gram, *, round: int = 0) -> Tensor:
         """1/(n - f) on the rows of least score."""
         score = torch.zeros(gram.n, dtype=torch.float64)
-        parts = torch.randperm(gram.d, generator=seeded(self.seed, self.name, round)).chunk(self.p)
-        together = max(1, BATCH // max(1, gram.n * max(map(len, parts), default=1)))
-        for start in range(0, len(parts), together):
-            several = parts[start : start + together]
-            for x in torch.split(gram.coordinates(torch.cat(several)), [len(part) for part in several], dim=1):
+        p = max(1, min(self.p, gram.d))
+        stretches = torch.arange(0, gram.d, p)
+        turns = torch.randint(p, stretches.shape, generator=seeded(self.seed, self.name, round))
+        for some in torch.split(torch.arange(p), max(1, p // BATCHES)):
+            places = stretches + (some[:, None] + turns) % p  # a line a part; every coordinate is in one of all lines
+            inside = places < gram.d  # the last stretch may be shorter than p
+            for x in torch.split(gram.coordinates(places[inside]), inside.sum(1).tolist(), dim=1):
                 if x.shape[1]:
-                    score += torch.linalg.vector_norm(x - self.rule(x), dim=1).cpu()
+                    score += torch.linalg.vector_norm(x.double() - self.rule(x).double(), dim=1).cpu()
         if gram.infinite is not None:
             score = score.masked_fill(gram.infinite, torch.inf)
         return gram.mean_of(smallest(score, gram.n - self.f))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,14 +88,17 @@ def weiszfeld(gram: Gram, p: Tensor, nu: float, steps: int, tol: float) -> Tenso
     held = (p > 0) & (strength <= (near * p).sum(1) * (1 + 1e-12))
     if bool(held.any()):
         return gram.unit(int(torch.where(held, (distances * p).sum(1), torch.inf).argmin()))
-    w, least, norms = central(distances, p), max(nu, 1e-300), inner.diagonal()
+    # in numpy, whose small operations start sooner
+    w, share, products = central(distances, p).numpy(), p.numpy(), inner.numpy()
+    norms, least, middle = products.diagonal(), max(nu, 1e-300) ** 2, (gram.n - 1) // 2
+    to_rows = products @ w
     for _ in range(steps):
-        to_rows = inner @ w
-        r = (norms - 2 * to_rows + w @ to_rows).clamp_(min=least**2).sqrt_()
-        b = p / r
+        r = np.sqrt(np.maximum(norms - 2 * to_rows + w @ to_rows, least))
+        b = share / r
         b /= b.sum()
         step = b - w
-        w = b
-        if float(step @ inner @ step) <= (tol * float(r.median())) ** 2:
+        moved = products @ step
+        w, to_rows = b, products @ b
+        if step @ moved <= (tol * np.partition(r, middle)[middle]) ** 2:
             break
-    return w
+    return torch.from_numpy(w)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ def krum_scores(squared_distances: Tensor, neighbors: int, power: int = 2) -> Te
     others = squared_distances.clone().fill_diagonal_(torch.inf)
     if power != 2:
         others = others ** (power / 2)
-    return others.sort(dim=1).values[:, :neighbors].sum(1)
+    nearest = np.sort(others.numpy(), axis=1)  # several times as fast as torch's
+    return torch.from_numpy(nearest[:, :neighbors].sum(1))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from byzflow.engine.execute import execute
 from byzflow.engine.report import Aggregation
 from byzflow.errors import SpecError
-from byzflow.layout import Flat
+from byzflow.layout import Flat, Span
 from byzflow.operators import Attack, Chain, Operator, PreAggregator, RowsOperator, Step, param
 from byzflow.rows import AnyRows, Rows
 
@@ -93,7 +93,7 @@ class Layerwise(RowsOperator):
                 continue
             own = {name: value.sources[0][k] if isinstance(value, Rows) else value for name, value in extras.items()}
             # rows were filtered already: those that are not finite are here because the caller keeps them
-            parts.append(execute(self.rule, rows.leaf(k), "keep", own, audit))
+            parts.append(execute(self.rule, rows.cut(Span(k, 0, leaf.numel)), "keep", own, audit))
         return parts
 
 

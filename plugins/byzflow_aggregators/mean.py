@@ -18,7 +18,7 @@ class Mean(Mixing):
     """The mean of the rows, weighted by `sample_weights` if given; one Byzantine row moves it anywhere."""
 
     name: ClassVar[str] = "mean"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "nothing"
     aliases: ClassVar[tuple[str, ...]] = ("average", "weighted_mean")
     shift_invariant: ClassVar[bool] = True
 

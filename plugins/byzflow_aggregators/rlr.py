@@ -10,6 +10,7 @@ from torch import Tensor
 
 from byzflow.operators import CoordinateWise, param
 from byzflow.robustness import Bounds
+from byzflow_aggregators.sign_majority import votes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,5 @@ class RLR(CoordinateWise):
 
     def columns(self, x: Tensor) -> Tensor:
         """The mean with its trusted or reversed sign."""
-        trusted = x.detach().sign().sum(0).abs() >= self.threshold
-        mean = x.to(torch.float64).mean(0)
-        return torch.where(trusted, mean, -mean)
+        mean = sum(x, start=x.new_zeros(x.shape[1], dtype=torch.float64)) / len(x)
+        return torch.where(votes(x).abs() >= self.threshold, mean, -mean)

@@ -18,7 +18,7 @@ from byzflow_aggregators.cosines import cosines
 from byzflow_aggregators.sampling import sample
 from byzflow_preaggregators.clipping import shrink
 
-BATCH = 1 << 20  # values that are looked at together
+BATCH = 1 << 17  # values that are looked at together
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class SignGuard(Mixing):
         """(n, 3): each row's share of +, 0 and - among some coordinates."""
         count = max(1, round(self.share * gram.d)) if gram.d else 0
         total = torch.zeros(gram.n, 3, dtype=torch.float64)
-        for wanted in torch.split(sample(gram.d, count, generator), max(1, BATCH // gram.n)) if count else ():
-            x = gram.coordinates(wanted)
+        together = max(1, BATCH // gram.n)
+        for start in range(0, count, together):
+            x = gram.coordinates(sample(gram.d, count, generator, start, start + together))
             total += torch.stack([(x > 0).sum(1), (x == 0).sum(1), (x < 0).sum(1)], dim=1).cpu()
         return total / max(1, count)
 

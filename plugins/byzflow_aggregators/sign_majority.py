@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from byzflow.operators import CoordinateWise, faults, param
@@ -31,4 +32,9 @@ class SignMajority(CoordinateWise):
 
     def columns(self, x: Tensor) -> Tensor:
         """The sign of the sum of signs; no row has a share in it that could be told."""
-        return self.scale * x.detach().sign().sum(0).sign()
+        return self.scale * votes(x).sign()
+
+
+def votes(x: Tensor) -> Tensor:
+    """(n, b) -> (b,): the sum of the signs of each column, row by row, so that no second tile is made."""
+    return sum((row.sign() for row in x.detach()), start=torch.zeros_like(x[0]))

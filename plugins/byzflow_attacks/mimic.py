@@ -26,7 +26,7 @@ class Mimic(Attack, Mixing):
     """
 
     name: ClassVar[str] = "mimic"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
     paper: ClassVar[str] = "https://arxiv.org/abs/2006.09365"
     permutation_equivariant: ClassVar[bool] = False
     index: int = param("the honest row to copy", 0, ge=0)

@@ -20,7 +20,7 @@ class Reverse(Attack, Mixing):
     """
 
     name: ClassVar[str] = "reverse"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
     scale: float = param("factor of the reversed mean", 100.0, gt=0)
 
     def weights(self, gram: Gram) -> Tensor:
@@ -37,7 +37,7 @@ class ZeroSum(Attack, Mixing):
     """
 
     name: ClassVar[str] = "zero_sum"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
     aliases: ClassVar[tuple[str, ...]] = ("scaled_sign_flip",)
     paper: ClassVar[str] = "https://arxiv.org/abs/2209.10931"
 

@@ -18,7 +18,7 @@ class SignFlip(Attack, Mixing):
     """Minus the honest mean, times `scale`."""
 
     name: ClassVar[str] = "sign_flip"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"byzpy": {"knowledge": "own"}}
     scale: float = param("factor of the reversed mean", 1.0, gt=0)
 

@@ -23,7 +23,7 @@ class ARC(PreAggregator):
     """
 
     name: ClassVar[str] = "arc"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
     aliases: ClassVar[tuple[str, ...]] = ("adaptive_robust_clipping",)
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.14432"
     f: int = faults()

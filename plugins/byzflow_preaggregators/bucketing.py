@@ -23,7 +23,7 @@ class Bucketing(PreAggregator):
     """
 
     name: ClassVar[str] = "bucketing"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
     paper: ClassVar[str] = "https://arxiv.org/abs/2006.09365"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"byzfl": {"s": 1}}
     shift_invariant: ClassVar[bool] = True

@@ -26,7 +26,7 @@ class Clipping(PreAggregator):
     """
 
     name: ClassVar[str] = "clipping"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
     aliases: ClassVar[tuple[str, ...]] = ("static_clipping", "norm_clipping")
     c: float = param("largest norm that is left alone", 2.0, gt=0)
 

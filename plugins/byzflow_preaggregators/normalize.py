@@ -17,7 +17,7 @@ class Normalize(PreAggregator):
     """Each row scaled to norm 1; a zero row stays zero."""
 
     name: ClassVar[str] = "normalize"
-    measures: ClassVar[Literal["distances", "norms"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
 
     def weights(self, gram: Gram) -> Tensor:
         """(n, n): diagonal."""

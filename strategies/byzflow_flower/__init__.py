@@ -4,6 +4,10 @@
     AttackedGrid(grid, "alie", f=2)                             # attacked_grid.py: omniscient attackers
     LocalGrid({0: app, 1: app})                                 # local_grid.py: ClientApps in this process
     ClientApp(mods=[byzantine(sign_flip, f=2)])                 # mods/: clients that lie
+    GossipStrategy("k_regular:4", nodes=8)                      # gossip.py: the server relays, and neighbours mix
+    gossip_client(app, "nnm | trimmed_mean", f=1)               # mixing.py: what a client does with its neighbours
+    legacy.Robust(flwr.server.strategy.FedAvg(), "median")      # legacy.py: for Flower's older, deprecated API
+    plain_errors()                                              # flower_log.py: a user's mistake is one line
 
 robust.py is the strategy. For each round rule.py says which operator aggregates (run_config.py reads it from an app's
 run-config, senders.py checks it against the number of clients), replies.py which replies count, partial.py which arrays
@@ -28,7 +32,11 @@ if TYPE_CHECKING:
     from byzflow_flower.attacked_grid import first_partitions as first_partitions
     from byzflow_flower.audit import Rejection as Rejection
     from byzflow_flower.audit import RoundAudit as RoundAudit
+    from byzflow_flower.flower_log import plain_errors as plain_errors
+    from byzflow_flower.gossip import GossipStrategy as GossipStrategy
     from byzflow_flower.local_grid import LocalGrid as LocalGrid
+    from byzflow_flower.mixing import gossip_client as gossip_client
+    from byzflow_flower.mixing import mix as mix
     from byzflow_flower.mods import byzantine as byzantine
     from byzflow_flower.mods import reveal_partition as reveal_partition
     from byzflow_flower.mods import wants_backdoor as wants_backdoor
@@ -40,6 +48,10 @@ _HOMES = {
     "first_partitions": "attacked_grid",
     "Rejection": "audit",
     "RoundAudit": "audit",
+    "plain_errors": "flower_log",
+    "GossipStrategy": "gossip",
+    "gossip_client": "mixing",
+    "mix": "mixing",
     "LocalGrid": "local_grid",
     "byzantine": "mods",
     "reveal_partition": "mods",

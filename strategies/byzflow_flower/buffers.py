@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 import byzflow
-from byzflow_flower.replies import Reply
-from byzflow_flower.sent_model import SentModel
+from byzflow_flower.sent_model import Arrays, SentModel
 
 
-def median_buffers(sent: SentModel, replies: Sequence[Reply]) -> dict[str, NDArray[Any]]:
+class HasBuffers(Protocol):
+    """A reply, or a neighbour's model."""
+
+    @property
+    def buffers(self) -> Arrays:
+        """Its buffers, by name."""
+        ...
+
+
+def median_buffers(sent: SentModel, replies: Sequence[HasBuffers]) -> dict[str, NDArray[Any]]:
     """Each buffer's median over the replies, number by number, in the dtype sent.
 
     With more than half of the replies honest, it lies between honest values. For integers and booleans it is the
@@ -22,9 +30,9 @@ def median_buffers(sent: SentModel, replies: Sequence[Reply]) -> dict[str, NDArr
     floating = [name for name in sent.buffers if sent.arrays[name].dtype.kind == "f"]
     new: dict[str, NDArray[Any]] = {}
     if floating:
-        new.update(byzflow.aggregate("median", [{name: each.buffers[name] for name in floating} for each in replies]))
+        new.update(byzflow.aggregate("median", [{name: each.arrays[name] for name in floating} for each in replies]))
     for name in sent.buffers:
         if name not in new:
-            stacked = np.stack([each.buffers[name] for each in replies])
+            stacked = np.stack([each.arrays[name] for each in replies])
             new[name] = np.sort(stacked, axis=0)[(len(replies) - 1) // 2]
     return new

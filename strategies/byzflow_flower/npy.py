@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array
@@ -36,25 +37,30 @@ def read(array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[
     """
     if array.stype != "numpy.ndarray":
         raise BadArray(f"is serialised as {array.stype[:40]!r}, not as numpy.ndarray")
-    data = array.data
-    start, header = _header(data)
-    found_shape = tuple(int(size) for size in header["shape"].decode().split(",") if size.strip())
-    found = np.dtype(object) if b"O" in header["descr"] else _dtype(header["descr"])
-    if found.newbyteorder("=") != dtype.newbyteorder("="):
-        raise BadArray(f"is {found}, {dtype} was sent")
-    if found_shape != shape:
-        raise BadArray(f"has shape {str(found_shape)[:60]}, {shape} was sent")
+    start, header = _header(array.data)
+    if header.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+        raise BadArray(f"is {header.dtype}, {dtype} was sent")
+    if header.shape != shape:
+        raise BadArray(f"has shape {str(header.shape)[:60]}, {shape} was sent")
     needed = math.prod(shape) * dtype.itemsize
-    if len(data) - start != needed:
-        raise BadArray(f"holds {len(data) - start} bytes, its shape needs {needed}")
+    if len(array.data) - start != needed:
+        raise BadArray(f"holds {len(array.data) - start} bytes, its shape needs {needed}")
     if not needed:
         return np.empty(shape, dtype)
-    flat = np.frombuffer(data, found, offset=start)
-    values = flat.reshape(shape, order="F" if header["fortran"] == b"True" else "C")
-    return values if found.isnative else values.astype(dtype)
+    flat = np.frombuffer(array.data, header.dtype, offset=start)
+    values = flat.reshape(shape, order="F" if header.fortran else "C")
+    return values if header.dtype.isnative else values.astype(dtype)
 
 
-def _header(data: bytes) -> tuple[int, re.Match[bytes]]:
+class _Header(NamedTuple):
+    """What a .npy file says of the array in it."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+
+
+def _header(data: bytes) -> tuple[int, _Header]:
     """Where the numbers start, and the header's fields."""
     if not isinstance(data, bytes) or data[: len(MAGIC)] != MAGIC or len(data) < 10 or data[6] not in (1, 2):
         raise BadArray("is not a .npy file")
@@ -62,10 +68,17 @@ def _header(data: bytes) -> tuple[int, re.Match[bytes]]:
     start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
     if start > min(len(data), LONGEST_HEADER):
         raise BadArray("is cut off inside its header")
-    header = HEADER.fullmatch(data, 8 + width, start)
+    return start, _fields(data[8 + width : start])
+
+
+@lru_cache(maxsize=256)  # most arrays of a model, and all replies', share a few headers
+def _fields(text: bytes) -> _Header:
+    header = HEADER.fullmatch(text)
     if header is None:
         raise BadArray("has a header that np.save does not write")
-    return start, header
+    shape = tuple(int(size) for size in header["shape"].decode().split(",") if size.strip())
+    dtype = np.dtype(object) if b"O" in header["descr"] else _dtype(header["descr"])
+    return _Header(dtype, shape, header["fortran"] == b"True")
 
 
 def _dtype(descr: bytes) -> np.dtype[Any]:

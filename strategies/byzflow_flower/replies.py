@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from byzflow_flower.audit import Rejection
 from byzflow_flower.npy import BadArray
-from byzflow_flower.sent_model import SentModel, not_finite
+from byzflow_flower.sent_model import SentModel
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord)
 
@@ -30,15 +30,14 @@ class BadReply(ValueError):
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply that counts. `update` and `buffers` are empty for an evaluation."""
+    """A reply that counts. `arrays` are views of what came in, empty for an evaluation."""
 
     message: Message
     metrics_name: str
     metrics: MetricRecord
     examples: float  # the client's claim, finite and > 0
     arrays_name: str = ""
-    update: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    buffers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def node_id(self) -> int:
@@ -56,7 +55,7 @@ class Reply:
         content = dict(self.message.content.items())
         content[self.metrics_name] = MetricRecord(dict(metrics))
         if arrays is not None:
-            content[self.arrays_name] = ArrayRecord(dict(arrays))  # strategies empty the records they get
+            content[self.arrays_name] = arrays.copy()  # strategies empty the records they get
         message = copy.copy(self.message)
         message.content = RecordDict(content)
         return message
@@ -111,10 +110,9 @@ def _read(message: Message, weighted_by: str, sent: SentModel | None) -> Reply:
         return Reply(message, metrics_name, metrics, examples)
     arrays_name, record = only_record(message, ArrayRecord)
     arrays = sent.read(record)
-    update, buffers = sent.update(arrays), {name: arrays[name] for name in sent.buffers}
-    if problem := not_finite(update) or not_finite(buffers):
+    if problem := sent.fault(arrays):
         raise BadReply(problem)
-    return Reply(message, metrics_name, metrics, examples, arrays_name, update, buffers)
+    return Reply(message, metrics_name, metrics, examples, arrays_name, arrays)
 
 
 def only_record(message: Message, kind: type[Record]) -> tuple[str, Record]:

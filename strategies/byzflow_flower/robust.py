@@ -208,7 +208,7 @@ class Robust(Strategy):
             extras = memory.extras_for(self.state, nodes)
             if self.examples_cap is not None:
                 extras["sample_weights"] = np.minimum([reply.examples for reply in kept], self.examples_cap)
-            rows = Rows.of([reply.update for reply in kept])
+            rows = sent.updates([reply.arrays for reply in kept])
             aggregation = operator.explain(rows, **extras)
         except (NotEnoughSenders, RowsError) as problem:
             audit = RoundAudit(server_round, str(self.operator), {}, tuple(rejected), str(problem))
@@ -228,6 +228,7 @@ class Robust(Strategy):
 
         buffers = median_buffers(sent, kept) if self.buffers == "median" else sent.kept_buffers
         offered = partial.completed(sent.offered(aggregation.value), sent.record, self._model)
+        del aggregation, rows  # a model's memory, before the wrapped strategy takes its own
         metrics = median_metrics(kept, self.weighted_by_key)
         arrays, reported = self.strategy.aggregate_train(
             server_round, [reply.answering(metrics, offered) for reply in kept]

@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
+from byzflow.rows import Shifted
 from byzflow_flower.npy import BadArray, read
 
 Arrays = Mapping[str, NDArray[Any]]
 
 BATCH_NORM = ("*running_mean", "*running_var", "*num_batches_tracked")
+CHUNK = 1 << 16  # numbers that are looked at one by one at a time
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class SentModel:
 
         Raises ValueError if an array is neither floating, integer nor boolean, or if none is a weight.
         """
-        arrays = {name: array.numpy() for name, array in record.items()}
+        arrays = {name: read(array, tuple(array.shape), np.dtype(array.dtype)) for name, array in record.items()}
         for name, values in arrays.items():
             if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and values.dtype.itemsize > 8):
                 raise ValueError(
@@ -71,15 +74,38 @@ class SentModel:
                 raise BadArray(f"array {name!r} {problem}") from None
         return read_arrays
 
+    @cached_property
+    def moderate(self) -> frozenset[str]:
+        """The weights whose values sent are small enough for differences with others such to be finite."""
+        return frozenset(name for name in self.weights if _moderate(self.arrays[name]))
+
+    def fault(self, arrays: Arrays) -> str:
+        """Which array of a reply holds NaN or Inf, itself or as an update, and how many; or an empty string."""
+        with np.errstate(over="ignore", invalid="ignore"):  # a peer's numbers are judged, not warned about
+            for name in self.weights:
+                if name in self.moderate and _moderate(arrays[name]):
+                    continue
+                if bad := _count_bad(arrays[name], self.arrays[name]):
+                    return f"array {name!r} holds {bad} NaN or Inf"
+        return not_finite({name: arrays[name] for name in self.buffers})
+
+    def updates(self, replies: Sequence[Arrays]) -> Shifted:
+        """What several replies change: their weights minus those sent, as rows of which no copy is made."""
+        weights = [{name: arrays[name] for name in self.weights} for arrays in replies]
+        return Shifted(weights, {name: self.arrays[name] for name in self.weights})
+
     def update(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
-        """What a reply changes: its weights minus those sent, in their dtype."""
+        """What one reply changes: its weights minus those sent, in their dtype."""
         with np.errstate(over="ignore", invalid="ignore"):  # a peer's numbers are judged, not warned about
             return {name: np.asarray(arrays[name] - self.arrays[name]) for name in self.weights}
 
     def changed_by(self, update: Arrays, buffers: Arrays) -> ArrayRecord:
         """The model after an update of all weights, with these buffers, in the keys, order and dtypes sent."""
-        new = {name: self.arrays[name] + update[name] for name in self.weights} | dict(buffers)
-        return ArrayRecord({name: Array(np.asarray(new[name])) for name in self.arrays})
+
+        def new(name: str) -> NDArray[Any]:
+            return buffers[name] if name in buffers else self.arrays[name] + update[name]
+
+        return ArrayRecord({name: Array(np.asarray(new(name))) for name in self.arrays})
 
     def offered(self, update: Arrays) -> ArrayRecord:
         """The model after an update, for a strategy to apply. Buffers do not move: optimisers leave them alone.
@@ -95,9 +121,10 @@ class SentModel:
         """A strategy's result in the dtypes sent, with these buffers; names that were not sent stay as they are."""
         restored: dict[str, Array] = {}
         for name, array in record.items():
-            if name in self.arrays:
-                dtype = self.arrays[name].dtype
-                array = Array(np.asarray(buffers[name] if name in buffers else array.numpy(), dtype))
+            if name in buffers:
+                array = Array(np.asarray(buffers[name], self.arrays[name].dtype))
+            elif name in self.arrays and array.dtype != str(self.arrays[name].dtype):
+                array = Array(np.asarray(array.numpy(), self.arrays[name].dtype))
             restored[name] = array
         return ArrayRecord(restored)
 
@@ -121,3 +148,16 @@ def not_finite(arrays: Arrays) -> str:
         if bad:
             return f"array {name!r} holds {bad} NaN or Inf"
     return ""
+
+
+def _moderate(values: NDArray[Any]) -> bool:
+    """Whether the sum of squares is finite: then so is each number, and each difference of two such. One fast pass."""
+    flat = values.ravel(order="K")
+    return values.dtype.itemsize > 2 and bool(np.isfinite(np.vdot(flat, flat)))
+
+
+def _count_bad(values: NDArray[Any], less: NDArray[Any]) -> int:
+    """How many of the differences are NaN or Inf in their dtype."""
+    a, b = values.reshape(-1), less.reshape(-1)
+    spans = range(0, a.size, CHUNK)
+    return sum(int(np.count_nonzero(~np.isfinite(a[i : i + CHUNK] - b[i : i + CHUNK]))) for i in spans)

@@ -59,6 +59,18 @@ def _fields(workload: dict[str, Any]) -> dict[str, Any]:
     return {name: workload[name] for name in names}
 
 
+def test_a_flower_round_is_measured_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.flower_round", "--shapes", "9x300", "--rounds", "2", "--leaves", "3"]
+    command += ["--only", "mean", "--only", "nnm | trimmed_mean", "--json", str(tmp_path / "run.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "replies to model in 3 arrays: n = 9, d = 300" in done.stdout
+    mean, chain = json.loads((tmp_path / "run.json").read_text())["workloads"]
+    assert mean["contestants"]["flower"]["agrees"]
+    assert chain["contestants"]["byzflow"]["state"] == "ok"
+    assert "flower" not in chain["contestants"]
+
+
 def test_peers_that_compute_something_else_are_marked(record: dict[str, Any]) -> None:
     for workload in record["workloads"]:
         for result in workload["contestants"].values():

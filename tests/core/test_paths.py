@@ -11,11 +11,10 @@ import torch
 
 import byzflow
 from byzflow.engine import cuda, kernels
-from byzflow.engine.kernels import network
 from byzflow.engine.passes import column_pass, combine_pass, gram_pass, norm_pass
-from byzflow.errors import ByzflowError
+from byzflow.errors import ByzflowError, NonFiniteRows
 from byzflow.gram import Gram
-from byzflow.ranks import ClampedMean, NearestMean, RankMean, median
+from byzflow.ranks import ClampedMean, NearestMean, RankMean, median, network
 from byzflow.rows import Mixed, Rows
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiled kernels here")
@@ -228,3 +227,145 @@ def test_more_rows_than_kernels_take_go_by_torch(spec: str) -> None:
     value = byzflow.aggregate(spec, x, f=5)
     assert network.cache_info().currsize == before
     torch.testing.assert_close(value, x.median(0).values if spec == "median" else x.mean(0), atol=0.05, rtol=0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [*range(1, 35), 48, 64, 65, 97])
+def test_each_length_of_a_run_ranks_as_torch_does(n: int, dtype: torch.dtype) -> None:
+    """Networks are made for some lengths; the others are filled up, and what is beyond one run is merged."""
+    for d in (1, 15, 16, 17, 63, 64, 65):
+        plain = torch.stack(rows(n, d, dtype, seed=n))
+        ties = plain.round()
+        huge = plain.clone()
+        huge[n // 2] = 1e30
+        huge[0, ::2] = -torch.finfo(torch.float32).max
+        huge[-1, ::3] = torch.finfo(torch.float32).max
+        for x, rule in ((x, rule) for x in (plain, ties, huge) for rule in rules(n)):
+            (got,), bad = column_pass(Rows.of(list(x)), rule, rule=rule)
+            expected = rule(x)
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(got[0].double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-15 * scale)
+            assert not bad.any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [*range(1, 35), 65])
+def test_each_row_that_is_not_finite_is_found(n: int, dtype: torch.dtype) -> None:
+    for k in {0, n // 2, n - 1}:
+        for place, value in ((0, torch.nan), (15, -torch.inf), (64, torch.inf), (69, -torch.nan)):
+            x = rows(n, 70, dtype)
+            x[k][place] = value
+            _, bad = column_pass(Rows.of(x), median(n), rule=median(n))
+            assert bad.tolist() == [i == k for i in range(n)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("n", [3, 10, 31, 70])
+def test_a_column_ranks_alike_wherever_it_lies(n: int) -> None:
+    x = torch.stack(rows(n, 300))
+    for rule in rules(n):
+        (whole,), _ = column_pass(Rows.of(x), rule, rule=rule)
+        for a, b in ((0, 1), (5, 205), (63, 64), (100, 300), (299, 300)):
+            (got,), _ = column_pass(Rows.of([row[a:b] for row in x]), rule, rule=rule)
+            assert torch.equal(got[0], whole[0][a:b])
+
+
+@needs_kernels
+@pytest.mark.parametrize("n", [1, 6, 17, 31, 40])
+def test_mixed_rows_are_ranked_as_their_values_are(n: int) -> None:
+    mixing = torch.rand(n, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for d in (1, 63, 64, 65, 200):
+        mixed = Mixed([Rows.of(rows(9, d))], mixing)
+        values = torch.stack([answer[0] for answer in combine_pass(mixed)])
+        for rule in rules(n):
+            (got,), _ = column_pass(mixed, rule, rule=rule)
+            torch.testing.assert_close(got[0], rule(values).float(), rtol=1e-6, atol=1e-6)
+
+
+def combined_by(path: str, x: torch.Tensor, mixing: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    with monkeypatch.context() as patch:
+        patch.setenv("BYZFLOW_KERNELS", path)
+        kernels.library.cache_clear()
+        answers = combine_pass(Mixed([Rows.of(list(x))], mixing))
+    kernels.library.cache_clear()
+    return torch.stack([answer[0] for answer in answers])
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("d", [1, 7, 33, 200, 5000])
+def test_combinations_on_both_paths(d: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(d)
+    x = torch.randn(13, d, generator=generator).to(dtype)
+    dense = torch.rand(11, 13, generator=generator, dtype=torch.float64)
+    sparse = torch.diag(dense[0, :11]) @ torch.eye(11, 13, dtype=torch.float64)
+    some = dense * (torch.rand(11, 13, generator=generator) < 0.5)
+    for mixing in (dense, sparse, some, dense[:1], some[:1], sparse[:1], torch.zeros_like(dense)):
+        fast = combined_by("c", x, mixing, monkeypatch)
+        tolerance = {torch.bfloat16: 1e-2, torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+        torch.testing.assert_close(fast, combined_by("torch", x, mixing, monkeypatch), rtol=tolerance, atol=tolerance)
+
+
+@needs_kernels
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf, 1e30])
+def test_a_row_that_is_kept_touches_only_its_own_combinations(odd: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(6, 3000, generator=torch.Generator().manual_seed(2))
+    x[4, 2999] = odd
+    for mixing in (torch.ones(6, 6, dtype=torch.float64).tril(), torch.eye(6, dtype=torch.float64)):
+        fast = combined_by("c", x, mixing, monkeypatch)
+        clean = mixing[:, 4] == 0
+        torch.testing.assert_close(fast[clean], (mixing @ x.double().nan_to_num())[clean].float())
+        assert not clean.all()
+        assert fast[~clean].isfinite().all() == (odd == 1e30)
+
+
+@needs_kernels
+@pytest.mark.parametrize("d", [1, 100, 4097])
+def test_a_picked_row_is_that_row_bit_by_bit(d: int) -> None:
+    x = torch.randn(5, d, generator=torch.Generator().manual_seed(3))
+    x[2, 0] = 1e-42
+    picked = combine_pass(Mixed([Rows.of(x)], torch.eye(5, dtype=torch.float64)[2:3]))[0][0]
+    assert torch.equal(picked.view(torch.int32), x[2].view(torch.int32))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [3, 10, 33, 70])
+@pytest.mark.parametrize("d", [1, 9, 1025, 40_000])
+def test_equal_rows_are_equally_far_from_every_other(n: int, d: int, dtype: torch.dtype) -> None:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(n), dtype=dtype) * 1e-3 + 100
+    x[n - 1] = x[0]
+    x[1] = 1e30
+    inner, _ = gram_pass(Rows.of(x), [])
+    distances = Gram(inner, n).squared_distances
+    assert distances[0, n - 1] == 0
+    others = torch.arange(1, n - 1)
+    assert torch.equal(distances[0, others], distances[n - 1, others])
+    exact = (x[0].double() - x[2:].double()).square().sum(1)
+    torch.testing.assert_close(distances[0, 2:], exact, rtol=1e-9, atol=1e-18 * d)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1.0, 1e15, 1e30])
+def test_the_reference_is_found_at_every_scale(scale: float) -> None:
+    x = torch.randn(9, 5000, generator=torch.Generator().manual_seed(4)) * scale
+    x[0] *= 1e6
+    inner, bad = gram_pass(Rows.of(x), [])
+    assert not bad.any()
+    exact = (x[1].double() - x[2:].double()).square().sum(1)
+    torch.testing.assert_close(Gram(inner, 9).squared_distances[1, 2:] / scale**2, exact / scale**2)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_the_mean_finds_rows_that_are_not_finite(odd: float, dtype: torch.dtype) -> None:
+    x = torch.randn(5, 3000, generator=torch.Generator().manual_seed(5)).to(dtype)
+    x[3, 1234] = odd
+    for weights in (None, [1.0, 1.0, 1.0, 0.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0]):
+        extras = {} if weights is None else {"sample_weights": torch.tensor(weights, dtype=torch.float64)}
+        found = byzflow.parse("mean").explain(x, **extras)
+        assert found.rejected == (3,)
+        assert found.value.isfinite().all()
+    with pytest.raises(NonFiniteRows, match="rows 3 hold"):
+        byzflow.parse("mean")(x, nonfinite="raise")

@@ -63,3 +63,32 @@ def test_what_read_gives_is_checked() -> None:
         byzflow.aggregate("mean", byzflow.Streamed(lambda a, b: torch.ones(3, 7), 3, 100))
     with pytest.raises(RowsError, match="n >= 1"):
         byzflow.Streamed(read, 0, 5)
+
+
+def test_sampled_coordinates_are_read_a_tile_at_a_time() -> None:
+    calls = []
+
+    def counted(start: int, stop: int) -> torch.Tensor:
+        calls.append((start, stop))
+        return torch.arange(start, stop, dtype=torch.float32).expand(8, -1)
+
+    wanted = torch.randperm(100_000, generator=torch.Generator().manual_seed(0))[:3000]
+    got = byzflow.Streamed(counted, 8, 100_000).pick(wanted)
+    assert torch.equal(got, wanted.float().expand(8, -1))
+    assert len(calls) <= 10
+    assert calls == sorted(calls)
+
+
+def test_a_streamed_median_is_a_point_of_the_gram_without_being_kept() -> None:
+    widest = []
+
+    def counted(start: int, stop: int) -> torch.Tensor:
+        widest.append(stop - start)
+        return X.repeat(1, 80)[:, start:stop]
+
+    expected = byzflow.parse("aksel", f=2).explain(X)
+    assert torch.equal(
+        byzflow.parse("aksel", f=2).explain(byzflow.Streamed(counted, 11, 5000)).weights, expected.weights
+    )
+    byzflow.aggregate("foundation_fl", byzflow.Streamed(counted, 11, 400_000), f=2)
+    assert max(widest) <= 40_000

@@ -8,9 +8,11 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from byzflow.errors import NotEnoughSenders
 from byzflow_flower.attacked_grid import AttackedGrid, first_partitions
 from byzflow_flower.digits.settings import Settings
 from byzflow_flower.digits.task import evaluate, load, make_model
+from byzflow_flower.flower_log import plain_errors
 from byzflow_flower.robust import Robust
 
 app = ServerApp()
@@ -19,7 +21,12 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One run with the settings of the run-config; Flower's log shows accuracies and audits."""
-    federate(grid, Settings.of(context.run_config))
+    plain_errors()
+    try:
+        federate(grid, Settings.of(context.run_config))
+    except NotEnoughSenders as error:
+        advice = f'{error.why}; Flower simulates 2 nodes unless you add --federation-config "num-supernodes=10"'
+        raise NotEnoughSenders(error.operator, error.needed, error.given, advice) from None
 
 
 def federate(grid: Grid, settings: Settings, on_accuracy: Callable[[float], None] | None = None) -> Robust:

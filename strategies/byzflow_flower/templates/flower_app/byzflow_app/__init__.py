@@ -1,0 +1,1 @@
+"""byzflow-app: a Flower app whose training some lying clients cannot steer."""
