@@ -10,6 +10,7 @@
     memory      peak extra memory of one call
     apart       a function in a fresh process, with a limit on its time and memory
     preload     what all processes import
+    flower_matrix every strategy of Flower's with `Robust` around it: `python -m benchmarks.flower_matrix`
     flower_round  `python -m benchmarks.flower_round`: that run, of a Flower server's step alone
     flower_step  a Flower server's step, from the replies to the model
     machine     what it ran on

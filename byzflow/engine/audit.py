@@ -1,4 +1,4 @@
-"""How much each row weighs in the result of a column rule, whose weights differ from column to column."""
+"""What an audit asks of the rows besides the weights of a span rule: shares in a column rule, and distances."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from byzflow.engine.passes import width
 from byzflow.layout import Span
-from byzflow.rows import AnyRows, combined, saturated
+from byzflow.rows import AnyRows, Rows, combined, saturated
 
 COLUMNS = 2048  # that are looked at
 PLACES = 64  # that they are taken from
@@ -43,3 +44,15 @@ def column_weights(
             seen += out.numel()
     mean = (total / max(1, seen)).unsqueeze(0)
     return mean if mixing is None else mean @ mixing
+
+
+def distances(rows: AnyRows, value: Rows) -> Tensor:
+    """(n,) float64: Euclidean distances of the rows to the one row `value`; one pass, NaN for a row that holds NaN.
+
+    Differences are taken before they are squared: a large offset that all rows share costs no precision.
+    """
+    squares = torch.zeros(rows.n, dtype=torch.float64, device=rows.layout.device)
+    for span in rows.layout.spans(width(rows)):
+        difference = saturated(rows.tile(span)).sub_(saturated(value.tile(span)))
+        squares += difference.square_().sum(1)
+    return squares.sqrt().cpu()

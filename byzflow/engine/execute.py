@@ -198,6 +198,7 @@ def _by_gram(
     """
     call, work = _begin(operator, rows, nonfinite, extras, blind)
     seen: list[Sight] = []  # by each stage
+    own: Gram | None = None  # of the rows themselves, before any mixing
     for stage in call.stages:
         rows_in = work.rows
         if not isinstance(stage, Mixing):
@@ -207,6 +208,7 @@ def _by_gram(
             if name not in work.names:
                 work.add(name, _pivot(rows_in, pivot, call))
         gram = work.measured(call.infinite)
+        own = gram if work.mixing is None else own
         seen.append(Sight(rows_in, gram))
         work.mix(stage.weights(gram, **call.taken(stage, "weights")), isinstance(stage, PreAggregator))
     last, columns, influence = call.stages[-1], None, work.mixing
@@ -232,7 +234,19 @@ def _by_gram(
         state |= call.remembered(stage, value, sight, out)
     if columns is not None:
         influence = column_weights(work.parts, work.mixing, columns)
-    return _report(call, rows, value, influence, state, extras)
+    report = _report(call, rows, value, influence, state, extras)
+    return replace(report, distances=_distances(call, rows.n, own, work.mixing))
+
+
+def _distances(call: Call, n: int, own: Gram | None, mixing: Tensor | None) -> Tensor | None:
+    """(n,): of the input rows to a result that is `mixing` (1, p - 1) of the points of their own Gram."""
+    last = call.stages[-1]
+    plain = isinstance(last, Mixing) and type(last).finish is Mixing.finish
+    if not plain or own is None or own.norms_only or mixing is None or mixing.shape != (1, own.origin):
+        return None
+    distances = torch.full((n,), torch.inf, dtype=torch.float64)
+    distances[list(call.indices)] = own.squared_distances_to(mixing[0]).sqrt()
+    return distances
 
 
 def _produced(

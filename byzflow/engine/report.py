@@ -22,6 +22,9 @@ class Aggregation:
     weights: Tensor | None = None
     """(n,) float64: how much of each input row is in the result (0 for a rejected row; None if not asked for).
     For a column rule, the share over a sample of coordinates."""
+    distances: Tensor | None = None
+    """(n,) float64: how far each input row is from the result (inf for a rejected row), where the Gram tells it: for a
+    chain of weights alone. Else None; `byzflow.engine.audit.distances` measures it in one more pass."""
     rejected: tuple[int, ...] = ()
     """Rows that held NaN or Inf."""
     bound_exceeded: bool = False

@@ -3,15 +3,21 @@
     strategy = Robust(FedAvg(), "nnm | trimmed_mean", f=2)      # robust.py: any Flower strategy, made robust
     AttackedGrid(grid, "alie", f=2)                             # attacked_grid.py: omniscient attackers
     LocalGrid({0: app, 1: app})                                 # local_grid.py: ClientApps in this process
-    ClientApp(mods=[byzantine(sign_flip, f=2)])                 # mods.py: clients that lie
+    ClientApp(mods=[byzantine(sign_flip, f=2)])                 # mods/: clients that lie
     GossipStrategy("k_regular:4", nodes=8)                      # gossip.py: the server relays, and neighbours mix
     gossip_client(app, "nnm | trimmed_mean", f=1)               # mixing.py: what a client does with its neighbours
     legacy.Robust(flwr.server.strategy.FedAvg(), "median")      # legacy.py: for Flower's older, deprecated API
     plain_errors()                                              # flower_log.py: a user's mistake is one line
 
-replies.py decides which replies count, buffers.py what becomes of arrays that are no weights, and audit.py tells who
-weighed what; sent_model.py and npy.py read what a peer sent, within the bounds of what was sent to it. compat.py is
-all that Flower keeps private.
+robust.py is the strategy. For each round rule.py says which operator aggregates (run_config.py reads it from an app's
+run-config, senders.py checks it against the number of clients), replies.py which replies count, partial.py which arrays
+clients send back, buffers.py what becomes of those that are no weights, memory.py what a rule remembers of each node,
+and loop.py keeps a wrapped strategy's own loop. sent_model.py and npy.py read what a peer sent, within the bounds of
+what was sent to it.
+
+audit.py tells who weighed what, standing.py what the rounds so far say of a node, audit_trail.py takes both to the log,
+the file (audit_file.py) and TensorBoard; `byzflow audit` shows them (audit_command.py, audit_table.py,
+audit_picture.py). compat.py is all that Flower keeps private.
 
 Importing this package imports neither flwr nor torch.
 """
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from byzflow_flower.mixing import mix as mix
     from byzflow_flower.mods import byzantine as byzantine
     from byzflow_flower.mods import reveal_partition as reveal_partition
+    from byzflow_flower.mods import wants_backdoor as wants_backdoor
     from byzflow_flower.mods import wants_label_flip as wants_label_flip
     from byzflow_flower.robust import Robust as Robust
 
@@ -48,6 +55,7 @@ _HOMES = {
     "LocalGrid": "local_grid",
     "byzantine": "mods",
     "reveal_partition": "mods",
+    "wants_backdoor": "mods",
     "wants_label_flip": "mods",
     "Robust": "robust",
 }

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 import byzflow
-from byzflow.errors import SpecError
+from byzflow.errors import NotEnoughSenders, SpecError
+from byzflow_flower.memory import extras_for
 from byzflow_flower.replies import only_record
+from byzflow_flower.rule import shrunk_for
 from byzflow_flower.sent_model import SentModel, not_finite
 
 PARTITION_RECORD = "byzflow"  # the record in which the mod `reveal_partition` sends the partition
+
+
+class Defence(Protocol):
+    """What an attacker knows of a strategy that is made robust: the rule of the round, and its state by node."""
+
+    operator: byzflow.Operator
+    state: Mapping[str, Any]
 
 
 class AttackedGrid(Grid):
     """Replaces the training replies of some nodes by an omniscient attack on the honest ones.
 
         strategy.start(AttackedGrid(grid, "alie", f=3), ...)         # any strategy, Flower's own included
+        strategy.start(AttackedGrid(grid, "opt_alie", f=3, against=strategy), ...)    # fitted to this defence
 
-    The attack (`byzflow.attack`) is computed from the honest nodes' updates, reply minus what was sent. An
-    attacker's reply keeps its metrics and its integer arrays; if its client gave none, an honest reply's are used.
-    Only attackers that were asked in a round attack in it. Evaluation, and messages sent with `push_messages`,
-    are left alone.
+    The attack (`byzflow.attack`) is computed from the honest nodes' updates, reply minus what was sent, and where it
+    takes them from what the attackers' own clients computed. An attacker's reply keeps its metrics and its integer
+    arrays; if its client gave none, an honest reply's are used. Only attackers that were asked in a round attack in it.
+    Evaluation, and messages sent with `push_messages`, are left alone.
 
     Parameters
     ----------
@@ -35,11 +45,13 @@ class AttackedGrid(Grid):
     f : the attackers are the first f of the sorted node ids, fixed when training first starts.
     nodes : the attackers by id, or a function that says of each reply whether its node is one (see
         `first_partitions`: in a simulation, node ids differ from run to run). Instead of f.
-    extras : more arguments of the attack, such as `against`.
+    against : the defence that an adaptive attack is fitted to: a spec, an operator, or the `Robust` that is attacked.
+        Of that, the rule of each round and all that it remembers are known. Other attacks make no use of it.
+    extras : more arguments of the attack.
 
     Raises
     ------
-    SpecError : `attack` does not read, or is no attack.
+    SpecError : `attack` does not read, is no attack, or is fitted to a defence and none is given.
     ValueError : both or none of f and nodes are given.
     """
 
@@ -50,6 +62,7 @@ class AttackedGrid(Grid):
         *,
         f: int | None = None,
         nodes: Collection[int] | Callable[[Message], bool] | None = None,
+        against: str | byzflow.Operator | Defence | None = None,
         **extras: Any,
     ) -> None:
         parsed = byzflow.parse(attack, f=1)
@@ -57,8 +70,11 @@ class AttackedGrid(Grid):
             raise SpecError(f"{attack} is no attack; `byzflow list attacks` shows them")
         if (f is None) == (nodes is None):
             raise ValueError("give either f, the number of attackers, or nodes, which ones they are")
+        if "against" in parsed.accepts and against is None:
+            raise SpecError(f"{attack} is fitted to a defence: pass against=, a spec or the strategy that is attacked")
         self.grid = grid
         self.attack = parsed
+        self.against = against
         self._f = f
         self._nodes = nodes
         self._extras = extras
@@ -112,7 +128,21 @@ class AttackedGrid(Grid):
         if not any(lies) or not seen:
             return list(replies)
         model, model_arrays = seen[0]
-        outcome = replace(self.attack, f=sum(lies)).explain([sent.update(a) for _, a in seen], **self._extras)
+        honest_updates = [sent.update(a) for _, a in seen]
+        clean = {
+            each.metadata.src_node_id: _read(each, sent) for each, lying in zip(replies, lies, strict=True) if lying
+        }
+        extras = dict(self._extras)
+        if "own" in self.attack.accepts:  # where a client gave nothing of use, an honest update takes its place
+            extras["own"] = [honest_updates[0] if a is None else sent.update(a) for a in clean.values()]
+        order = [reply.metadata.src_node_id for reply, _ in seen] + list(clean)
+        broken = sum(arrays is None and reply.has_content() for reply, arrays in honest)
+        try:
+            known = _known_of(self.against, order, broken, len(messages) - len(order) - broken)
+        except NotEnoughSenders:  # the defence keeps the model, whatever is sent
+            return list(replies)
+        extras |= {name: value for name, value in known.items() if name in self.attack.accepts}
+        outcome = replace(self.attack, f=sum(lies)).explain(honest_updates, **extras)
         self._extras = {**self._extras, **outcome.state}
         asked = {message.metadata.dst_node_id: message for message in messages}
         updates = iter(outcome.value)
@@ -150,6 +180,19 @@ def first_partitions(f: int) -> Callable[[Message], bool]:
         return int(record["partition-id"]) < f  # type: ignore[arg-type]
 
     return holds_one
+
+
+def _known_of(
+    against: str | byzflow.Operator | Defence | None, nodes: Sequence[int], broken: int, missing: int
+) -> dict[str, Any]:
+    """Extras of an adaptive attack whose poisoned rows come from these nodes, the honest ones first.
+
+    Beside them so many honest replies are malformed, or missing: a `Robust` makes its f smaller by them.
+    """
+    if against is None or isinstance(against, str | byzflow.Operator):
+        return {"against": against}
+    operator = shrunk_for(against.operator, len(nodes), broken, missing)
+    return {"against": operator, "against_state": extras_for(against.state, nodes)}
 
 
 def _read(reply: Message, sent: SentModel) -> dict[str, NDArray[Any]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,8 +22,8 @@ class LocalGrid(Grid):
 
     For tests and for small studies: a round of ten small clients takes milliseconds. As in Flower, each node
     keeps its `Context.state` between messages, sees a copy of what was sent, and answers with an error reply
-    when its app raises (its state is then as before the message). A client cannot be interrupted, so timeouts
-    do nothing.
+    when its app raises (its state is then as before the message). Clients are taken to work side by side: a reply that
+    took its client longer than the timeout does not arrive. The client is not interrupted, though, and is waited for.
 
     Parameters
     ----------
@@ -80,6 +81,9 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Run each message's client and keep its reply; return the ids under which to pull the replies."""
+        return self._push(messages, None)
+
+    def _push(self, messages: Iterable[Message], timeout: float | None) -> list[str]:
         sent = []
         for message in messages:
             node = message.metadata.dst_node_id
@@ -87,7 +91,10 @@ class LocalGrid(Grid):
                 raise ValueError(f"no node {node} in this grid; it has {sorted(self._apps)}")
             message_id = next(self._message_ids)
             compat.address(message, message_id)
-            self._replies[message_id] = self._answer(node, message)
+            started = time.monotonic()
+            reply = self._answer(node, message)
+            if timeout is None or time.monotonic() - started <= timeout:
+                self._replies[message_id] = reply
             sent.append(message_id)
         return sent
 
@@ -96,8 +103,8 @@ class LocalGrid(Grid):
         return [self._replies.pop(each) for each in message_ids if each in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send the messages and return their replies, in the order of the messages."""
-        return self.pull_messages(self.push_messages(messages))
+        """Send the messages and return the replies that are in time, in the order of the messages."""
+        return self.pull_messages(self._push(messages, timeout))
 
     def _answer(self, node: int, message: Message) -> Message:
         context = copy.copy(self.contexts[node])

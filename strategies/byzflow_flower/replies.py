@@ -89,7 +89,9 @@ def sort_out(
     rejected += [Rejection(node, "no reply", malformed=False) for node in unanswered.elements()]
     layouts = Counter(reply.layout for reply in replies)
     usual = layouts.most_common(1)[0][0] if layouts else ()
-    rejected += [Rejection(r.node_id, _other_layout(r.layout, usual)) for r in replies if r.layout != usual]
+    rejected += [
+        Rejection(r.node_id, _other_layout(r.layout, usual), by_comparison=True) for r in replies if r.layout != usual
+    ]
     # Sorted, so that the order of arrival, which a peer can choose, decides nothing.
     kept = sorted((r for r in replies if r.layout == usual), key=lambda reply: reply.node_id)
     return kept, sorted(rejected, key=lambda each: each.node_id)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from logging import INFO, WARNING, getLogger
+from logging import INFO, getLogger
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -13,11 +13,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Result, Strategy
 
 import byzflow
+from byzflow.engine.audit import distances
 from byzflow.errors import ByzflowError, NotEnoughSenders, RowsError, SpecError
-from byzflow_flower import memory
-from byzflow_flower.audit import Rejection, RoundAudit
+from byzflow.rows import Rows
+from byzflow_flower import memory, partial, standing
+from byzflow_flower.audit import RoundAudit
+from byzflow_flower.audit_trail import AuditTrail
 from byzflow_flower.buffers import median_buffers
-from byzflow_flower.replies import Reply, median_metrics, sort_out
+from byzflow_flower.loop import in_its_own_loop
+from byzflow_flower.replies import median_metrics, sort_out
+from byzflow_flower.rule import Rule, shrunk_for
+from byzflow_flower.run_config import Scalar, options_in
+from byzflow_flower.senders import check_senders
 from byzflow_flower.sent_model import BATCH_NORM, SentModel
 
 log = getLogger("flwr").log  # Flower's own logger
@@ -37,7 +44,8 @@ class Robust(Strategy):
 
     * No reply ends the run. One with other keys, shapes or dtypes, unreadable bytes, NaN or Inf, missing or extra
       records or metrics, or a bad number of examples is rejected; its node and the reason are in the log, in
-      `audit`, and in the round's metrics as `robust-rejected/<node id>`. Weights are `robust-weight/<node id>`.
+      `audit`, and in the round's metrics as `robust-rejected/<node id>`. What each reply that counted weighed, how far
+      it was from the result, and the node's running suspicion are `robust-weight`, `-distance` and `-suspicion`.
     * A malformed reply uses up one of f, for the rule of that round. An error or a missing reply does so only as
       far as the rule would otherwise be invalid: honest clients crash too, and f must still cover the liars.
     * With too few replies left for the rule, the model stays as it was, and a warning says so.
@@ -55,24 +63,33 @@ class Robust(Strategy):
     ----------
     strategy : the Flower strategy to wrap.
     spec : the aggregation, such as "median", "krum" or "arc | nnm | trimmed_mean", or an operator.
-    f : Byzantine clients per round that the rule must bear; fills each `f` that `spec` leaves open.
+    f : Byzantine clients per round that the rule must bear; fills each `f` that `spec` leaves open. "auto": so many
+        that they are the `fraction` (0 to below 0.5) of the clients sampled in a round, rounded up.
+    per_layer : apply the rule to every array by itself, so that each layer has weights of its own.
+    exclude_after : a node is asked no more after so many (>= 1) of its replies were malformed; None for never. Counted
+        is only what a reply shows by itself, so that nobody can have another node excluded: see `Standing`. Each
+        excluded node that is sampled uses up one of f.
     examples_cap : use the claimed numbers of examples as weights, each cut to this many (> 0). Only for rules
         that take `sample_weights`.
     buffers : "median" of the replies (for integers the lower one), or "server" to keep what was sent.
     buffer_names : shell patterns of floating arrays that are buffers; BatchNorm's running statistics.
+    trained : shell patterns of the arrays that clients send back, such as ("*lora_*",); the others stay as they are.
+    audit_file : where to append each round's audit as a line of JSON, for `byzflow audit`.
+    tensorboard_dir : folder for TensorBoard's event files of the same figures.
 
     Attributes
     ----------
-    f : clients per round that the rule bears, as `spec` and `f` declare it.
+    operator, f : the rule of the latest round (before the first: for no clients), and what it bears.
     audit, evaluate_audit : a `RoundAudit` for each round of training and of evaluation.
     state : what a stateful rule remembers, by node where it is one thing a client; passed to its next call.
 
     Raises
     ------
-    SpecError : `spec` does not read, or is no aggregation.
+    SpecError : `spec` does not read, or is no aggregation, or f does not fit.
     NotEnoughSenders : in the first round, before anything is sent: too few clients for `spec`.
     ValueError : an option is out of range, or the wrapped strategy sends clients several models.
     TypeError : the wrapped strategy is one of FedXgb*.
+    ByzflowError : the audit cannot be written where it should be.
     """
 
     def __init__(
@@ -80,14 +97,19 @@ class Robust(Strategy):
         strategy: Strategy,
         spec: str | byzflow.Operator,
         *,
-        f: int | None = None,
+        f: int | Literal["auto"] | None = None,
+        fraction: float | None = None,
+        per_layer: bool = False,
+        exclude_after: int | None = None,
         examples_cap: float | None = None,
         buffers: Literal["median", "server"] = "median",
         buffer_names: Sequence[str] = BATCH_NORM,
+        trained: Sequence[str] = ("*",),
+        audit_file: str | Path | None = None,
+        tensorboard_dir: str | Path | None = None,
     ) -> None:
-        self.operator = byzflow.parse(spec, f=f) if isinstance(spec, str) else spec
-        if isinstance(self.operator, byzflow.Attack) or self.operator.out_rows(1000) != 1:
-            raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
+        self.rule = Rule(spec, f, fraction, per_layer)
+        self._rule_for(0)
         if examples_cap is not None:
             if not (np.isfinite(examples_cap) and examples_cap > 0):
                 raise ValueError(f"examples_cap must be a finite number > 0, got {examples_cap}")
@@ -95,14 +117,18 @@ class Robust(Strategy):
                 raise SpecError(f"{self.operator} takes no sample weights; leave examples_cap out")
         if buffers not in ("median", "server"):
             raise ValueError(f"buffers must be 'median' or 'server', got {buffers!r}")
+        if exclude_after is not None and exclude_after < 1:
+            raise ValueError(f"exclude_after must be an integer >= 1, got {exclude_after}")
+        if exclude_after is not None and f != "auto" and not self.f:
+            raise ValueError("exclude_after needs f, how many clients of a round may lie, and f is 0")
         self.strategy = strategy
-        self.f = self.operator.declared
         self.examples_cap = examples_cap
         self.buffers = buffers
         self.buffer_names = tuple(buffer_names)
-        self.audit: list[RoundAudit] = []
-        self.evaluate_audit: list[RoundAudit] = []
+        self.trained = tuple(trained)
         self.state: Mapping[str, Any] = {}
+        self._trail = AuditTrail(exclude_after, audit_file, tensorboard_dir)
+        self._model = ArrayRecord()  # what was sent, of which `_sent` is the part that clients send back
         self._sent: SentModel | None = None
         self._asked: tuple[int, ...] = ()
         self._asked_to_evaluate: tuple[int, ...] = ()
@@ -113,6 +139,25 @@ class Robust(Strategy):
         if isinstance(self._innermost, FedXgbBagging | FedXgbCyclic):
             raise TypeError(f"{type(self._innermost).__name__} sends trees, not vectors: it cannot be made robust")
 
+    @classmethod
+    def from_run_config(cls, strategy: Strategy, run_config: Mapping[str, Scalar], **options: Any) -> Self:
+        """With the options that an app's run-config holds: `aggregator`, `f`, `byzantine-fraction` and the others.
+
+        See `byzflow_flower.run_config`. `options` are more arguments; where both say something, the run-config holds.
+        Raises SpecError, naming the key, for a value of another kind.
+        """
+        return cls(strategy, **{**options, **options_in(run_config)})
+
+    @property
+    def audit(self) -> list[RoundAudit]:
+        """One for each round of training."""
+        return self._trail.training
+
+    @property
+    def evaluate_audit(self) -> list[RoundAudit]:
+        """One for each round of evaluation."""
+        return self._trail.evaluation
+
     @property
     def weighted_by_key(self) -> str:
         """The metric that holds a client's number of examples."""
@@ -120,15 +165,9 @@ class Robust(Strategy):
 
     def start(self, *args: Any, **kwargs: Any) -> Result:
         """As the wrapped strategy's own `start`, also where a subclass has changed it."""
-        kind = type(self.strategy)
-        if kind.start is Strategy.start:
+        if type(self.strategy).start is Strategy.start:
             return super().start(*args, **kwargs)
-        # The subclass's loop must see itself as `self`, with its own state, and still call this class's steps.
-        steps = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate", "summary")
-        robust_kind = type(f"Robust{kind.__name__}", (kind,), {name: _step(self, name) for name in steps})
-        looping: Strategy = object.__new__(robust_kind)
-        looping.__dict__ = self.strategy.__dict__
-        return looping.start(*args, **kwargs)
+        return in_its_own_loop(self.strategy, self).start(*args, **kwargs)
 
     def summary(self) -> None:
         """Log the robust settings, then the wrapped strategy's own."""
@@ -141,12 +180,17 @@ class Robust(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The wrapped strategy's messages; what they carry is kept as the reference for the replies."""
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        """The wrapped strategy's messages, but for excluded nodes; what they carry is the reference for the replies."""
+        sampled = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        messages = self._without_excluded(sampled)
         self._asked = tuple(message.metadata.dst_node_id for message in messages)
-        self._sent = SentModel.of(_model_in(messages), self.buffer_names) if messages else None
+        self._sent = None
         if messages:
-            self._check_senders(len(messages), len(set(grid.get_node_ids())))
+            self._model = partial.model_in(messages)
+            self._sent = SentModel.of(partial.trained(self._model, self.trained), self.buffer_names)
+            self._rule_for(len(sampled), len(sampled) - len(messages))
+            connected = len(set(grid.get_node_ids()))
+            check_senders(self.operator, self.f, len(messages), connected, self._innermost, first=not self.audit)
         return messages
 
     def aggregate_train(
@@ -157,48 +201,65 @@ class Robust(Strategy):
         if sent is None:  # nobody was asked
             return self.strategy.aggregate_train(server_round, replies)
         kept, rejected = sort_out(replies, self._asked, self.weighted_by_key, sent)
+        malformed = sum(each.malformed for each in rejected)
         try:
-            operator = self._operator_for(len(kept), rejected)
+            operator = shrunk_for(self.operator, len(kept), malformed, len(self._asked) - len(kept) - malformed)
             nodes = [reply.node_id for reply in kept]
             extras = memory.extras_for(self.state, nodes)
             if self.examples_cap is not None:
                 extras["sample_weights"] = np.minimum([reply.examples for reply in kept], self.examples_cap)
-            aggregation = operator.explain(sent.updates([reply.arrays for reply in kept]), **extras)
+            rows = sent.updates([reply.arrays for reply in kept])
+            aggregation = operator.explain(rows, **extras)
         except (NotEnoughSenders, RowsError) as problem:
-            self._report(RoundAudit(server_round, str(self.operator), {}, tuple(rejected), str(problem)))
-            return sent.record, MetricRecord(dict(self.audit[-1].metrics()))
+            audit = RoundAudit(server_round, str(self.operator), {}, tuple(rejected), str(problem))
+            return self._model, MetricRecord(dict(self._trail.train(audit, self.f).metrics()))
         self.state = memory.by_node(aggregation.state, nodes, self.state)
-        shares = _shares(kept, aggregation.weights)
-        self._report(RoundAudit(server_round, str(operator), shares, tuple(rejected)))
+        away = aggregation.distances
+        if away is None:
+            away = distances(rows, Rows.of([aggregation.value]))
+        audit = RoundAudit(
+            server_round,
+            str(operator),
+            _by_node(nodes, aggregation.weights),
+            tuple(rejected),
+            distances=_by_node(nodes, away),
+        )
+        audit = self._trail.train(audit, self.f)
 
         buffers = median_buffers(sent, kept) if self.buffers == "median" else sent.kept_buffers
-        offered = sent.offered(aggregation.value)
-        del aggregation  # a model's memory, before the wrapped strategy takes its own
+        offered = partial.completed(sent.offered(aggregation.value), sent.record, self._model)
+        del aggregation, rows  # a model's memory, before the wrapped strategy takes its own
         metrics = median_metrics(kept, self.weighted_by_key)
         arrays, reported = self.strategy.aggregate_train(
             server_round, [reply.answering(metrics, offered) for reply in kept]
         )
         return (
-            None if arrays is None else sent.restored(arrays, buffers),
-            MetricRecord({**dict(reported or {}), **self.audit[-1].metrics()}),
+            None if arrays is None else partial.completed(sent.restored(arrays, buffers), sent.record, self._model),
+            MetricRecord({**dict(reported or {}), **audit.metrics()}),
         )
 
     def save(self, file: str | Path) -> None:
-        """Write what the rule remembers to a safetensors file; with the model, all that a resumed run needs of it."""
-        memory.save(file, self.state)
+        """Write what the rule remembers, and each node's standing, to a safetensors file.
+
+        With the model it is all that a resumed run needs of this class.
+        """
+        memory.save(file, {**self.state, **self._trail.standing.as_state()})
 
     def resume(self, file: str | Path) -> None:
         """Take up what `save` wrote. Raises ByzflowError if the file is none, or another rule's."""
-        state = memory.load(file)
+        found = memory.load(file)
+        state = {name: value for name, value in found.items() if name not in (standing.SUSPICION, standing.STRIKES)}
         if unknown := state.keys() - self.operator.accepts:
             raise ByzflowError(f"{file} holds {', '.join(sorted(unknown))}, which {self.operator} does not remember")
         self.state = state
+        self._trail.standing = standing.Standing.of_state(found)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The wrapped strategy's messages."""
-        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        """The wrapped strategy's messages, but for excluded nodes."""
+        sampled = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        messages = self._without_excluded(sampled)
         self._asked_to_evaluate = tuple(message.metadata.dst_node_id for message in messages)
         return messages
 
@@ -207,76 +268,28 @@ class Robust(Strategy):
         if not self._asked_to_evaluate:
             return self.strategy.aggregate_evaluate(server_round, replies)
         kept, rejected = sort_out(replies, self._asked_to_evaluate, self.weighted_by_key, None)
-        audit = RoundAudit(server_round, "median of metrics", {}, tuple(rejected))
-        self.evaluate_audit.append(audit)
-        for each in rejected:
-            log(INFO, "aggregate_evaluate: node %d rejected: %s", each.node_id, each.reason)
+        audit = self._trail.evaluate(
+            RoundAudit(server_round, "median of metrics", {}, tuple(rejected), step="evaluate")
+        )
         if not kept:
             return MetricRecord(dict(audit.metrics()))
         metrics = median_metrics(kept, self.weighted_by_key)
         reported = self.strategy.aggregate_evaluate(server_round, [reply.answering(metrics) for reply in kept])
         return MetricRecord({**dict(reported or {}), **audit.metrics()})
 
-    def _check_senders(self, n: int, connected: int) -> None:
-        try:
-            self.operator.check(n)
-        except NotEnoughSenders as error:
-            if not self.audit:
-                why = f"{error.why}; sample more nodes (fraction_train, min_train_nodes) or lower f"
-                raise NotEnoughSenders(error.operator, error.needed, error.given, why) from None
-            log(WARNING, "configure_train: %s; the model will be kept unless f shrinks", error)
-        sure = max(0, connected - self.f)
-        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
-            minimum = getattr(self._innermost, name, 0)
-            if minimum > sure and not self.audit:
-                log(
-                    WARNING,
-                    "configure_train: %s=%d, but with f=%d only %d of the %d nodes are sure to stay, and Flower waits "
-                    "without limit for one that leaves; lower %s",
-                    *(name, minimum, self.f, sure, connected, name),
-                )
+    def _rule_for(self, n: int, excluded: int = 0) -> None:
+        """Set the rule for n sampled clients, of which some are excluded: Byzantine ones that are known and gone."""
+        self.operator = self.rule.operator(n).shrunk(excluded)
+        self.f = max(0, self.rule.bears(n) - excluded)
 
-    def _operator_for(self, n: int, rejected: Sequence[Rejection]) -> byzflow.Operator:
-        """The rule for n replies: f less the malformed ones, and less silent ones as far as it has to be."""
-        if not n:
-            raise RowsError("no reply counts")
-        malformed = sum(each.malformed for each in rejected)
-        for silent in range(len(self._asked) - n - malformed + 1):
-            operator = self.operator.shrunk(malformed + silent)
-            try:
-                operator.check(n)
-                return operator
-            except NotEnoughSenders as error:
-                problem = error
-        raise problem
-
-    def _report(self, audit: RoundAudit) -> None:
-        self.audit.append(audit)
-        for number, line in enumerate(audit.lines()):
-            level = WARNING if audit.kept_model and not number else INFO
-            log(level, "aggregate_train: %s" if not number else "\t> %s", line)
-        malformed = sum(each.malformed for each in audit.rejected)
-        if malformed > self.f:
-            log(WARNING, "aggregate_train: %d malformed replies, more than the declared f=%d", malformed, self.f)
+    def _without_excluded(self, messages: Sequence[Message]) -> list[Message]:
+        # After the sampling and not before it: Flower waits without limit for as many nodes as it is to sample from.
+        return [each for each in messages if each.metadata.dst_node_id not in self._trail.excluded]
 
 
-def _step(robust: Robust, name: str) -> Any:
-    return lambda _, *args, **kwargs: getattr(robust, name)(*args, **kwargs)
-
-
-def _model_in(messages: Sequence[Message]) -> ArrayRecord:
-    """The one model that all messages carry."""
-    models = [r for message in messages for r in message.content.values() if isinstance(r, ArrayRecord)]
-    if len(models) != len(messages) or any(each is not models[0] and each != models[0] for each in models):
-        raise ValueError(
-            "the wrapped strategy must send one model (ArrayRecord), the same to every node: updates to different "
-            "models cannot be compared"
-        )
-    return models[0]
-
-
-def _shares(kept: Sequence[Reply], weights: Any) -> dict[int, float]:
-    shares: dict[int, float] = {}
-    for reply, weight in zip(kept, weights.tolist(), strict=True):
-        shares[reply.node_id] = shares.get(reply.node_id, 0.0) + weight
-    return shares
+def _by_node(nodes: Sequence[int], values: Any) -> dict[int, float]:
+    """Values of rows as values of nodes; a node that was asked twice has the sum."""
+    found: dict[int, float] = {}
+    for node, value in zip(nodes, () if values is None else values.tolist(), strict=values is not None):
+        found[node] = found.get(node, 0.0) + value
+    return found

@@ -7,7 +7,9 @@ import torch
 
 import byzflow
 from byzflow.engine import passes
+from byzflow.engine.audit import distances
 from byzflow.errors import ExtraError, NonFiniteRows, NotEnoughSenders
+from byzflow.rows import Rows
 
 SPECS = ["mean", "median", "trimmed_mean", "krum", "geometric_median", "nnm | trimmed_mean", "arc | nnm | krum"]
 
@@ -163,3 +165,21 @@ def test_inference_mode_and_no_grad() -> None:
     with torch.inference_mode():
         result = byzflow.parse("trimmed_mean", f=2).explain(x)
     assert result.weights is not None
+
+
+def test_distances_to_the_result_where_the_gram_tells_them_and_by_one_more_pass() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(9, 300, generator=generator) + 1000
+    rows[3, 7] = torch.nan
+    left = [i for i in range(9) if i != 3]
+    for spec, told in {"multi_krum": True, "nnm | krum": True, "median": False, "flame": False, "cge": False}.items():
+        found = byzflow.parse(spec, f=2).explain(rows)
+        expected = torch.linalg.vector_norm(rows[left].double() - found.value.double(), dim=1)
+        measured = distances(Rows.of(rows[left]), Rows.of([found.value]))
+        assert torch.allclose(measured, expected, rtol=1e-12), spec
+        assert (found.distances is not None) == told, spec
+        if found.distances is not None:
+            assert found.distances[3] == torch.inf
+            assert torch.allclose(found.distances[left], expected, atol=1e-3), spec
+    huge = torch.full((3, 4), 3e38)
+    assert distances(Rows.of(huge), Rows.of([-huge[0]])).isfinite().all()

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAvg, FedMedian
 import byzflow
 from byzflow.errors import SpecError
 from byzflow_flower import AttackedGrid, Robust, first_partitions, reveal_partition
-from tests.flower.federation import CLIENTS, client, distance, grid, initial, numpy, record, reply, train
+from tests.flower.federation import CLIENTS, client, distance, grid, initial, numpy, record, reply, target, train
 
 ROUNDS = 6
 
@@ -133,6 +133,62 @@ def test_noise_differs_between_rounds_and_repeats_between_runs() -> None:
     one, other = noise(), noise()
     np.testing.assert_array_equal(one, other)
     assert np.abs(one[0] - one[1]).max() > 0.01
+
+
+# -- attacks that know the defence, and those that use what their own clients computed
+
+
+def test_an_adaptive_attack_is_fitted_to_the_strategy_that_is_attacked() -> None:
+    found = []
+    for against in ("mean", None):  # None: the strategy itself
+        robust = Robust(FedAvg(), "krum", f=2)
+        attacked = AttackedGrid(grid(), "opt_ipm", f=2, against=against or robust)
+        train(robust, attacked, ROUNDS)
+        found.append(sum(sum(each.weights[node] for node in (100, 101)) for each in robust.audit))
+    assert found[0] == 0  # far beyond what krum picks
+    assert found[1] >= 3  # as far as krum picks it
+
+
+def test_an_adaptive_attack_knows_what_the_strategy_remembers() -> None:
+    robust = Robust(FedAvg(), "momentum | trimmed_mean", f=2)
+    seen = []
+
+    class Spy(AttackedGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            seen.append(dict(robust.state))
+            return super().send_and_receive(messages, timeout=timeout)
+
+    train(robust, Spy(grid(), "opt_alie", f=2, against=robust), 3)
+    assert "momentum" in seen[-1]
+    assert not any(each.kept_model for each in robust.audit)
+
+
+@pytest.mark.parametrize("broken", [1, 3])
+def test_an_adaptive_attack_follows_the_defence_when_honest_replies_are_malformed(broken: int) -> None:
+    nan = client(lambda m, a, s: reply(m, {name: v * np.nan for name, v in a.items()}, s))
+    robust = Robust(FedAvg(), "nnm | median", f=3)
+    hostile = dict.fromkeys(range(CLIENTS - broken, CLIENTS), nan)
+    train(robust, AttackedGrid(grid(hostile=hostile), "opt_alie", f=2, against=robust), 2)
+    assert {each.operator for each in robust.audit} == {f"nnm(f={max(0, 3 - broken)}) | median(f={max(0, 3 - broken)})"}
+
+
+def test_model_replacement_is_made_from_the_attackers_own_updates() -> None:
+    poisoned = client(lambda m, a, s: reply(m, {name: values + 7 for name, values in a.items()}, s))
+    strategy = Listening(fraction_evaluate=0.0)
+    result = train(strategy, AttackedGrid(grid(hostile={0: poisoned}), "model_replacement", f=1), 1)
+    honest = np.mean([arrays(strategy.heard[0][node])["layer.bias"] for node in range(101, 107)], axis=0)
+    own = target(0)["layer.bias"] / 2 + 7
+    np.testing.assert_allclose(numpy(result.arrays)["layer.bias"], own + honest * 6 / 7, atol=1e-5)
+
+
+@pytest.mark.parametrize("attack", ["opt_alie", "dyn_opt", "hidden_vulnerability"])
+def test_an_adaptive_attack_without_a_defence_is_an_error_at_once(attack: str) -> None:
+    with pytest.raises(SpecError, match="is fitted to a defence: pass against="):
+        AttackedGrid(grid(), attack, f=1)
+
+
+def test_other_attacks_make_no_use_of_the_defence() -> None:
+    train(FedAvg(), AttackedGrid(grid(), "sign_flip", f=1, against="median"), 1)
 
 
 @pytest.mark.parametrize(

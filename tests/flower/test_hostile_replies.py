@@ -16,7 +16,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
-from byzflow_flower import Robust
+from byzflow_flower import Robust, mods
 from tests.flower.federation import CLIENTS, Answer, client, distance, grid, initial, numpy, record, reply, train
 
 HOSTILE = 3  # its place; its node id is 103
@@ -155,21 +155,21 @@ def hostile_grid(case: Case):
     return grid(hostile={HOSTILE: client(case.answer)})
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Casting complex")
-def test_plain_flower(name: str) -> None:
-    case = CASES[name]
+def plain_outcome(case: Case) -> str:
+    """What the client does to plain FedAvg."""
     try:
         left = distance(train(FedAvg(), hostile_grid(case)).arrays)
-        outcome = "nothing" if left < 1 else "ruins"
+        return "nothing" if left < 1 else "ruins"
     except (Exception, SystemExit):
-        outcome = "ends"
-    assert outcome in case.plain.split(" or ")
+        return "ends"
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_robust_names_the_client_and_goes_on(name: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Casting complex")
+def test_plain_flower_and_robust_side_by_side(name: str, caplog: pytest.LogCaptureFixture) -> None:
     case = CASES[name]
+    assert plain_outcome(case) in case.plain.split(" or ")
+    caplog.clear()
     robust = Robust(FedAvg(), "trimmed_mean", f=1)
     with caplog.at_level("INFO", logger="flwr"):
         result = train(robust, hostile_grid(case))
@@ -186,12 +186,25 @@ def test_robust_names_the_client_and_goes_on(name: str, caplog: pytest.LogCaptur
             assert NODE not in round_audit.weights
         else:
             assert not round_audit.rejected
+            assert max(round_audit.suspicion, key=round_audit.suspicion.__getitem__) == NODE
         assert sum(round_audit.weights.values()) == pytest.approx(1)
     metrics = result.train_metrics_clientapp[2]
     assert ("robust-rejected/103" in metrics) == bool(case.reason)
     assert ("robust-weight/103" in metrics) != bool(case.reason)
     assert (f"node {NODE} rejected: " in caplog.text) == bool(case.reason)
     assert np.isfinite(metrics["loss"])
+
+
+def test_no_answer_before_the_timeout() -> None:
+    """Flower's FedAvg goes on without it, and so does `Robust`, which names the client and spends no f on it."""
+    late = {HOSTILE: client(mods=[mods.slow(0.4)])}
+    plain = FedAvg().start(grid(hostile=late), initial(), num_rounds=2, timeout=0.2)
+    assert distance(plain.arrays) < 1.5
+    robust = Robust(FedAvg(), "trimmed_mean", f=1)
+    assert distance(robust.start(grid(hostile=late), initial(), num_rounds=2, timeout=0.2).arrays) < 1.5
+    for each in robust.audit:
+        assert [(lost.node_id, lost.reason, lost.malformed) for lost in each.rejected] == [(NODE, "no reply", False)]
+        assert each.operator == "trimmed_mean(f=1)"
 
 
 def test_a_hostile_reply_does_not_end_an_adaptive_optimiser() -> None:

@@ -8,8 +8,10 @@ from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
+import byzflow
 from byzflow.errors import SpecError
-from byzflow_flower import Robust, byzantine, mods, wants_label_flip
+from byzflow_flower import AttackedGrid, Robust, byzantine, mods, wants_backdoor, wants_label_flip
+from tests.flower import federation
 from tests.flower.federation import grid, numpy, record
 
 SENT = {"w": np.full(3, 2.0, np.float32), "steps": np.array([4, 5])}
@@ -144,6 +146,124 @@ def test_partitions_are_revealed() -> None:
 def test_a_node_without_a_partition_says_so() -> None:
     (reply,) = replies(byzantine(mods.nan, f=1), n=1, node_configs={100: {}})
     assert "this node's config has no partition-id" in reply.error.reason
+
+
+# -- every installed attack, from the client where its own update is enough, else from above
+
+SPECS = {
+    "mixture": "mixture(first=alie, second=sign_flip)",
+    "switching": "switching(first=sign_flip, second=nan)",
+    "sampled": "sampled(attack=sign_flip, low=1)",
+}
+INSTALLED = [SPECS.get(e.operator.name, e.operator.name) for e in byzflow.installed().of_kind("attack")]
+
+
+@pytest.mark.parametrize("spec", INSTALLED)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_every_installed_attack_can_be_made(spec: str) -> None:
+    """And `Robust` goes on beside it."""
+    attack = byzflow.parse(spec, f=1)
+    if mods.sends_alone(attack):
+        (reply,) = replies(mods.send(spec), n=1)
+        assert not reply.has_error()
+        (reply,) = replies(mods.chosen("attack"), n=1, run_config={"attack": spec})
+        assert not reply.has_error()
+    else:
+        with pytest.raises(SpecError, match="use AttackedGrid"):
+            mods.send(spec)
+    robust = Robust(FedAvg(fraction_evaluate=0.0), "nnm | trimmed_mean", f=2)
+    attacked = AttackedGrid(federation.grid(9), spec, f=2, against=robust)
+    assert federation.distance(federation.train(robust, attacked, 4).arrays) < 1
+    assert not any(each.kept_model for each in robust.audit)
+
+
+def test_how_many_installed_attacks_need_one_client_alone() -> None:
+    alone = {spec for spec in INSTALLED if mods.sends_alone(byzflow.parse(spec, f=1))}
+    assert alone >= {"sign_flip", "gaussian", "nan", "inf", "zero", "huge", "ipm", "reverse", "bit_flip"}
+    assert alone >= {"partial_drop", "model_replacement"}
+    assert not alone & {"alie", "min_max", "opt_alie", "dyn_opt", "fang_krum"}
+
+
+def test_model_replacement_boosts_by_the_number_of_clients() -> None:
+    (reply, *_) = replies(mods.send("model_replacement"), n=4)
+    np.testing.assert_allclose(arrays(reply)["w"], 2 + 4 * (TRAINED["w"] - 2))
+    (reply, *_) = replies(mods.send("model_replacement(scale=3)"), n=4)
+    np.testing.assert_allclose(arrays(reply)["w"], 2 + 3 * (TRAINED["w"] - 2))
+
+
+def test_an_operator_that_is_no_attack_is_refused() -> None:
+    with pytest.raises(SpecError, match="median is no attack"):
+        mods.send("median")
+
+
+def test_backdoor_is_asked_of_the_train_function() -> None:
+    asked = []
+    found = ClientApp()
+
+    @found.train(mods=[mods.send("model_replacement"), mods.backdoor])
+    def train(message: Message, context: Context) -> Message:
+        asked.append((wants_backdoor(message), wants_label_flip(message)))
+        content = {"arrays": record(TRAINED), "metrics": MetricRecord({"num-examples": 10})}
+        return Message(RecordDict(content), reply_to=message)
+
+    local = grid(2, hostile={0: found})
+    content = RecordDict({"arrays": record(SENT), "config": ConfigRecord({"server-round": 1})})
+    (reply,) = local.send_and_receive([Message(content, 100, MessageType.TRAIN)])
+    assert asked == [(True, False)]
+    np.testing.assert_allclose(arrays(reply)["w"], 2 + 2 * (TRAINED["w"] - 2))
+
+
+def test_a_free_rider_sends_the_last_change_of_the_model_again() -> None:
+    local = grid(1, hostile={0: app(mods.free_rider)})
+
+    def ask(model: float) -> np.ndarray:
+        sent = {"w": np.full(3, model, np.float32), "steps": np.array([4, 5])}
+        (reply,) = local.send_and_receive([Message(RecordDict({"arrays": record(sent)}), 100, MessageType.TRAIN)])
+        assert reply.content["metrics"]["num-examples"] == 10
+        np.testing.assert_array_equal(arrays(reply)["steps"], [4, 5])
+        return arrays(reply)["w"] - sent["w"]
+
+    np.testing.assert_array_equal(ask(2), [0, 0, 0])
+    np.testing.assert_array_equal(ask(5), [3, 3, 3])
+    np.testing.assert_array_equal(ask(4), [-1, -1, -1])
+
+
+@pytest.mark.parametrize("kind", mods.MALFORMED)
+def test_every_malformed_reply_is_rejected_and_counts(kind: str) -> None:
+    local = grid(5, hostile=dict.fromkeys(range(5), app(byzantine(mods.malformed(kind), f=2))))
+    robust = Robust(FedAvg(fraction_evaluate=0.0), "median", f=2)
+    robust.start(local, record(SENT), num_rounds=1)
+    assert [(each.node_id, each.malformed) for each in robust.audit[0].rejected] == [(100, True), (101, True)]
+    assert mods.malformed(kind.replace("_", "-")) is mods.MALFORMED[kind]
+
+
+def test_a_malformed_reply_that_is_not_known() -> None:
+    with pytest.raises(SpecError, match="did you mean truncated"):
+        mods.malformed("truncate")
+
+
+def test_a_slow_client_does_not_count_after_the_timeout_and_counts_before_it() -> None:
+    for timeout, late in ((0.05, True), (30.0, False)):
+        local = grid(5, hostile={1: app(mods.slow(0.1)), **{k: app() for k in (0, 2, 3, 4)}})
+        robust = Robust(FedAvg(fraction_evaluate=0.0), "median", f=1)
+        robust.start(local, record(SENT), num_rounds=1, timeout=timeout)
+        assert [each.node_id for each in robust.audit[0].rejected] == [101] * late
+    with pytest.raises(ValueError, match="seconds must be a number >= 0"):
+        mods.slow(-1)
+
+
+def test_a_silent_client_waits_longer_than_flower(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    replies(mods.silent, n=1)
+    replies(mods.silent, n=1, kind=MessageType.EVALUATE)
+    assert len(waited) == 1
+    assert waited[0] > 3600  # Strategy.start's default timeout
+
+
+def test_a_crash_is_an_error_reply() -> None:
+    (reply,) = replies(mods.crash, n=1)
+    assert "this client crashes on purpose" in reply.error.reason
 
 
 @pytest.mark.parametrize("name", ["nan", "wrong_keys"])
