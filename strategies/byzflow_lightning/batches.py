@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from byzflow.errors import ByzflowError
+from byzflow.errors import SpecError
 
 
 def split(batch: Any, n: int) -> list[Any]:
     """n batches of the same kind whose sizes differ by one at most, in order, sharing memory with the batch.
 
     Tensors and arrays are cut along dimension 0, in mappings, sequences, named tuples and dataclasses however deep;
-    so are lists that hold something else for each sample, such as texts. Raises ByzflowError for fewer samples than
+    so are lists that hold something else for each sample, such as texts. Raises SpecError for fewer samples than
     workers, and for what it cannot read.
     """
     count = size(batch)
     if count < n:
-        raise ByzflowError(
+        raise SpecError(
             f"a batch of {count} samples cannot be shared by n={n} workers: give the loader a larger batch_size, "
             "and drop_last=True if only the last batch is so small"
         )
@@ -31,11 +31,11 @@ def split(batch: Any, n: int) -> list[Any]:
 
 
 def size(batch: Any) -> int:
-    """The number of samples: the first dimension that all tensors of the batch share. Raises ByzflowError."""
+    """The number of samples: the first dimension that all tensors of the batch share. Raises SpecError."""
     sizes = {len(each) for each in _arrays(batch)}
     if len(sizes) != 1:
         found = f"tensors of first dimensions {sorted(sizes)}" if sizes else "no tensor"
-        raise ByzflowError(f"the samples of a batch with {found} cannot be told apart: pass split=, a function")
+        raise SpecError(f"the samples of a batch with {found} cannot be told apart: pass split=, a function")
     return sizes.pop()
 
 
@@ -76,4 +76,4 @@ def _cut(value: Any, start: int, stop: int, count: int) -> Any:
         return replace(value, **{f.name: _cut(getattr(value, f.name), start, stop, count) for f in fields(value)})
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return value  # it belongs to no one sample
-    raise ByzflowError(f"a batch with a {type(value).__name__} in it cannot be split: pass split=, a function")
+    raise SpecError(f"a batch with a {type(value).__name__} in it cannot be split: pass split=, a function")

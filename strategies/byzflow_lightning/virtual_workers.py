@@ -9,29 +9,18 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import byzflow
 from byzflow.engine.extras import PerRow
 from byzflow.engine.report import Aggregation
-from byzflow.errors import ByzflowError, SpecError
+from byzflow.errors import SpecError
 from byzflow.operators import Attack, Operator
 from byzflow_lightning import batches
-from byzflow_lightning.namespaces import Callback
+from byzflow_lightning.callback import Callback
+from byzflow_lightning.momenta import Momenta
 from byzflow_lightning.rank_states import copied, of_all_ranks
-from byzflow_lightning.worker_step import (
-    Gradients,
-    Step,
-    finite,
-    gradients,
-    loss_of,
-    loss_with,
-    row_dtype,
-    trainable,
-    unnoticed,
-)
-
-STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")  # where each process holds the whole model
+from byzflow_lightning.worker_refusals import check_training, read_attack, read_rule
+from byzflow_lightning.worker_step import Step, gradients, loss_of, loss_with, trainable, unnoticed
 
 
 class VirtualWorkers(Callback):
@@ -69,12 +58,14 @@ class VirtualWorkers(Callback):
 
     Attributes
     ----------
-    aggregation : the last `Aggregation`, its `weights` and `rejected` by worker; also logged as `virtual_workers/...`.
+    aggregation : the last `Aggregation`, `rejected` and `weights` by worker. Weights are found every
+        `log_every_n_steps` steps, and logged with the time as `virtual_workers/...`; the progress bar has `rejected`
+        and `byzantine_weight`, the sum of the liars' weights.
 
     Raises
     ------
     SpecError, NotEnoughSenders : at once, if a spec does not read or is not valid for n and f.
-    ByzflowError : before training starts, for manual optimisation, LBFGS, sharded models, or a checkpoint of another
+    SpecError : before training starts, for manual optimisation, LBFGS, sharded models, or a checkpoint of another
         set-up; in a step, for a batch that cannot be split.
     """
 
@@ -93,17 +84,14 @@ class VirtualWorkers(Callback):
         if not 0 <= momentum < 1:
             raise SpecError(f"momentum must be at least 0 and below 1, got {momentum}")
         self.n, self.f, self.beta, self.poison, self.split = n, f, momentum, poison, split
-        self.operator = byzflow.parse(operator, f=f)
-        if isinstance(self.operator, Attack) or self.operator.out_rows(n) != 1:
-            raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
-        self.operator.check(n)
-        self.attack = None if attack is None or not f else _read_attack(attack, f, n - f)
+        self.operator = read_rule(operator, n, f)
+        self.attack = None if attack is None or not f else read_attack(attack, n - f, f)
         liars = f if self.attack is not None or poison is not None else 0
         self.honest = range(liars, n)
         # Gradients of liars matter to attacks that start from them, and where there is no other attack.
         self.computing = range(n) if self.attack is None or _looks_at_own(self.attack, poison) else self.honest
         self.aggregation: Aggregation | None = None
-        self._momenta: dict[str, Tensor] = {}  # (computing workers, ...) by name
+        self._momenta = Momenta(len(self.computing), momentum)
         self._state: dict[str, dict[str, Any]] = {}
         self._loaded: dict[str, Any] | None = None
         self._restore: Callable[[], None] | None = None
@@ -116,11 +104,11 @@ class VirtualWorkers(Callback):
         """Forget the last run, as Lightning forgets its optimisers; a checkpoint is loaded after this."""
         if stage == "fit":
             self.aggregation, self._loaded = None, None
-            self._momenta, self._state = {}, {"operator": {}, "attack": {}}
+            self._momenta, self._state = Momenta(len(self.computing), self.beta), {}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot be right, and stand in for `training_step`."""
-        refuse(trainer, pl_module)
+        check_training(trainer, pl_module)
         self._device = pl_module.device
         self._resume(trainer.global_rank, trainer.world_size)
         step: Step = pl_module.training_step
@@ -154,15 +142,15 @@ class VirtualWorkers(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers: the momenta and what the operators remember, by rank. Every rank must call it."""
-        zero = {name: torch.zeros_like(rows[0]) for name, rows in self._momenta.items()}
-        mine: dict[str, Any] = {"momenta": self._momenta if self.beta else {}}
+        zero = {name: torch.zeros_like(rows[0]) for name, rows in self._momenta.rows.items()}
+        mine: dict[str, Any] = {"momenta": self._momenta.rows if self.beta else {}}
         for home, state in self._state.items():
             mine[home] = {
                 name: [zero if each is None else each for each in value] if isinstance(value, PerRow) else value
                 for name, value in state.items()
             }
         ranks = of_all_ranks(mine, self._device)
-        return {"n": self.n, "ranks": [copied(each, torch.device("cpu")) for each in ranks]}
+        return {"n": self.n, "momentum": self.beta, "ranks": [copied(each, torch.device("cpu")) for each in ranks]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, when training starts."""
@@ -173,17 +161,17 @@ class VirtualWorkers(Callback):
     def _step(self, trainer: Any, module: Any, step: Step, batch: Any, rest: Sequence[Any]) -> Any:
         """A training step of all workers: their loss, with the aggregate for gradients."""
         if self._stepped:
-            raise ByzflowError("VirtualWorkers needs an optimizer that calls its closure once a step; this one repeats it")
+            raise SpecError("VirtualWorkers gives one gradient a step: this optimizer calls its closure again")
         self._stepped = True
         parts = list(self.split(batch, self.n))
         if len(parts) != self.n:
-            raise ByzflowError(f"split must give a batch for each of n={self.n} workers, got {len(parts)}")
+            raise SpecError(f"split must give a batch for each of n={self.n} workers, got {len(parts)}")
         parameters, scaler = trainable(module), getattr(trainer.precision_plugin, "scaler", None)
-        self._make_room(parameters)
+        if self._momenta.fit(parameters):
+            self._state = {}  # its vectors have other coordinates
         losses: list[Tensor] = []
         output: Any = None
         used: set[str] = set()
-        broken: set[int] = set()
         for place, worker in enumerate(self.computing):
             lies = worker not in self.honest
             part = self.poison(parts[worker]) if lies and self.poison is not None else parts[worker]
@@ -192,10 +180,7 @@ class VirtualWorkers(Callback):
                 answer = step(part, *rest)
                 loss = loss_of(answer)
                 found = None if loss is None else gradients(loss, parameters, scaler)
-            if found is None or not finite(found):
-                broken.add(worker)
-            else:
-                self._remember(place, found)
+            self._momenta.add(place, found)
             if found is not None:
                 used |= {name for name, each in found.items() if each is not None}
             if loss is not None and not lies:
@@ -205,112 +190,84 @@ class VirtualWorkers(Callback):
         if not losses:
             return None
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            value = self._aggregated(broken)
-        if scaler is not None and not broken.isdisjoint(self.honest):
+            value = self._aggregated(_logs(trainer))
+        if scaler is not None and any(self.computing[place] in self.honest for place in self._momenta.broken):
             value = {name: torch.full_like(each, torch.nan) for name, each in value.items()}
         names = [name for name in parameters if name in used]
-        self._tell(module)
+        self._tell(module, _logs(trainer))
         combined = loss_with(
             torch.stack(losses).mean(), [value[name] for name in names], [parameters[name] for name in names]
         )
         return {**output, "loss": combined} if isinstance(output, dict) else combined
 
-    def _make_room(self, parameters: dict[str, nn.Parameter]) -> None:
-        """A momentum of each worker for each parameter; one that is frozen or thawed meanwhile starts anew."""
-        if self._momenta.keys() == parameters.keys():
-            return
-        old, count = self._momenta, len(self.computing)
-        self._momenta = {
-            name: old[name]
-            if name in old
-            else torch.zeros((count, *each.shape), dtype=row_dtype(each), device=each.device)
-            for name, each in parameters.items()
-        }
-        if old:
-            self._state = {"operator": {}, "attack": {}}  # its vectors have other coordinates
-
-    def _remember(self, place: int, found: Gradients) -> None:
-        for name, rows in self._momenta.items():
-            row, gradient = rows[place], found[name]
-            row.mul_(self.beta) if self.beta else row.zero_()
-            if gradient is not None:
-                row.add_(gradient, alpha=1 - self.beta)
-
-    def _aggregated(self, broken: set[int]) -> dict[str, Tensor]:
-        """The attack on the honest workers' rows, then the rule on all."""
+    def _aggregated(self, audit: bool) -> dict[str, Tensor]:
+        """The attack on the honest workers' rows, then the rule on all; with the weights if asked for."""
         start = time.perf_counter()
-        rows: dict[int, dict[str, Tensor]] = {
-            worker: {
-                name: torch.full_like(rows[place], torch.nan) if worker in broken else rows[place]
-                for name, rows in self._momenta.items()
-            }
-            for place, worker in enumerate(self.computing)
-        }
+        rows = {worker: self._momenta.row(place) for place, worker in enumerate(self.computing)}
         honest = [rows[worker] for worker in self.honest]
         sent = [rows[worker] for worker in range(self.honest.start) if worker in rows]
         if self.attack is not None:
             own = {"own": sent} if sent else {}
-            attack = self.attack.explain(honest, **own, **self._state["attack"])
-            sent, self._state["attack"] = list(attack.value), dict(attack.state)
-        self.aggregation = self.operator.explain([*sent, *honest], **self._state["operator"])
-        self._state["operator"] = dict(self.aggregation.state)
+            sent = list(self._call("attack", self.attack, honest, audit=False, **own).value)
+        self.aggregation = self._call("operator", self.operator, [*sent, *honest], audit=audit)
         self._milliseconds = 1000 * (time.perf_counter() - start)
         value: dict[str, Tensor] = self.aggregation.value
         return value
 
-    def _tell(self, module: Any) -> None:
-        """The audit, for loggers and the progress bar."""
+    def _call(
+        self, home: str, operator: Operator, rows: list[dict[str, Tensor]], *, audit: bool, **extras: Any
+    ) -> Aggregation:
+        """An operator, with what it remembers; an audit costs more than some rules, so only those that remember
+        something, which the first call shows, have one in each step."""
+        state = self._state.get(home)
+        if state is None or state or audit:
+            aggregation = operator.explain(rows, **extras, **(state or {}))
+            self._state[home] = dict(aggregation.state)
+            return aggregation
+        return operator.run(rows, nonfinite="reject", **extras)
+
+    def _tell(self, module: Any, audit: bool) -> None:
+        """For loggers and the progress bar: who was rejected, and in steps that are logged all else."""
         assert self.aggregation is not None
-        told = {"rejected": float(len(self.aggregation.rejected)), "aggregation_ms": self._milliseconds}
-        weights = self.aggregation.weights
-        if weights is not None:
-            told |= {f"weight/{worker}": weight for worker, weight in enumerate(weights.tolist())}
-            module.log("byzantine_weight", float(weights[: self.honest.start].sum()), prog_bar=True)
+        module.log("rejected", float(len(self.aggregation.rejected)), prog_bar=True)
+        if not audit:
+            return
+        told = {"aggregation_ms": self._milliseconds}
+        if self.aggregation.weights is not None:
+            weights = self.aggregation.weights.tolist()
+            told |= {f"weight/{worker}": weight for worker, weight in enumerate(weights)}
+            module.log("byzantine_weight", sum(weights[: self.honest.start]), prog_bar=True)
         module.log_dict({f"virtual_workers/{name}": number for name, number in told.items()})
 
     def _resume(self, rank: int, ranks: int) -> None:
         """This rank's part of a checkpoint."""
         if self._loaded is None:
             return
-        if (self._loaded["n"], len(self._loaded["ranks"])) != (self.n, ranks):
-            raise ByzflowError(
-                f"the checkpoint is of n={self._loaded['n']} virtual workers on {len(self._loaded['ranks'])} ranks, "
-                f"this run has n={self.n} on {ranks}: resume with the same"
+        saved = (self._loaded["n"], self._loaded["momentum"], len(self._loaded["ranks"]))
+        if saved != (self.n, self.beta, ranks):
+            raise SpecError(
+                "the checkpoint is of n={}, momentum={} on {} ranks, ".format(*saved)
+                + f"this run has n={self.n}, momentum={self.beta} on {ranks}: resume with the same"
             )
         state = copied(self._loaded["ranks"][rank], self._device)
         for home, operator in (("operator", self.operator), ("attack", self.attack)):
-            if unknown := state[home].keys() - (operator.accepts if operator is not None else set()):
-                raise ByzflowError(f"the checkpoint holds {', '.join(sorted(unknown))}, unknown to {home} {operator}")
+            if unknown := state.get(home, {}).keys() - (operator.accepts if operator is not None else set()):
+                raise SpecError(f"the checkpoint holds {', '.join(sorted(unknown))}, unknown to {home} {operator}")
         momenta: dict[str, Tensor] = state.pop("momenta")
-        if any(len(rows) != len(self.computing) for rows in momenta.values()) or bool(momenta) != bool(self.beta):
-            raise ByzflowError("the checkpoint's momenta are of another attack, poison or momentum: resume with the same")
-        self._momenta, self._state, self._loaded = momenta, state, None
+        if any(len(rows) != len(self.computing) for rows in momenta.values()):
+            raise SpecError("the checkpoint's momenta are of another attack or poison: resume with the same")
+        self._momenta.rows, self._state, self._loaded = momenta, state, None
+
+
+def _logs(trainer: Any) -> bool:
+    """Whether loggers are told of this step."""
+    every: int = trainer.log_every_n_steps
+    return every > 0 and (trainer.global_step + 1) % every == 0
 
 
 def split_loaders(batch: Any, n: int) -> list[Any]:
     """For `split`: the batch holds one for each worker already, as it comes from a list or mapping of n loaders."""
     return list(batch.values()) if isinstance(batch, dict) else list(batch)
-
-
-def refuse(trainer: Any, module: Any) -> None:
-    """Raise ByzflowError for a training that virtual workers would get wrong."""
-    if not module.automatic_optimization:
-        raise ByzflowError("VirtualWorkers needs automatic optimization; this module's is manual")
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
-        raise ByzflowError("VirtualWorkers cannot use LBFGS, which computes several gradients a step: take SGD or Adam")
-    strategy = type(trainer.strategy).__name__
-    if strategy not in STRATEGIES:
-        raise ByzflowError(f"VirtualWorkers runs on one device or under DDP, not under {strategy}")
-
-
-def _read_attack(spec: str | Operator, f: int, honest: int) -> Attack:
-    attack = byzflow.parse(spec, f=f)
-    if not isinstance(attack, Attack):
-        raise SpecError(f"{attack} is not an attack; `byzflow list attacks` shows them")
-    if attack.f != f:
-        raise SpecError(f"{attack} is made for f={attack.f} attackers, VirtualWorkers has f={f}")
-    attack.check(honest)
-    return attack
 
 
 def _looks_at_own(attack: Attack, poison: Any) -> bool:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from byzflow.errors import SpecError
+
 Gradients = dict[str, Tensor | None]
 
 
@@ -20,6 +22,8 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def loss_of(output: Any) -> Tensor | None:
     """The loss in what a `training_step` returned; None if it skipped."""
+    if isinstance(output, Mapping) and "loss" not in output:
+        raise SpecError(f"training_step returned a mapping without 'loss': it has {', '.join(map(str, output))}")
     loss: Tensor | None = output["loss"] if isinstance(output, Mapping) else output
     return loss
 
@@ -53,8 +57,8 @@ def finite(found: Gradients) -> bool:
 
 def loss_with(value: Tensor, given: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> Tensor:
     """A loss of this value whose gradients by the parameters are those given, times whatever it is multiplied by."""
-    loss: Tensor = _Given.apply(value, given, *parameters)  # type: ignore[no-untyped-call]
-    return loss
+    apply: Callable[..., Tensor] = _Given.apply
+    return apply(value, given, *parameters)
 
 
 class _Given(torch.autograd.Function):
@@ -64,7 +68,7 @@ class _Given(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         scaled = ((factor * each).to(dtype) for each, dtype in zip(ctx.given, ctx.dtypes, strict=True))
         return (None, None, *scaled)
