@@ -76,7 +76,9 @@ def make_module(
     return Small()
 
 
-def fit(module: Any, data: Any, *callbacks: Any, package: str = PACKAGES[0], ckpt_path: Any = None, **options: Any) -> Any:
+def fit(
+    module: Any, data: Any, *callbacks: Any, package: str = PACKAGES[0], ckpt_path: Any = None, **options: Any
+) -> Any:
     """Train; the trainer."""
     with lightning_as_it_is():
         trainer = import_module(package).Trainer(**{**QUIET, "max_epochs": 3, "callbacks": list(callbacks), **options})
