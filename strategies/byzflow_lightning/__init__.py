@@ -3,7 +3,7 @@
     Trainer(strategy="ddp", callbacks=[RobustDDP("nnm | trimmed_mean", f=1)])   # robust_ddp.py: ranks that lie or break
     RobustReducer("krum", f=1)                                                  # the same for Fabric and plain torch
     VirtualWorkers(n=10, f=3, attack="alie", operator="median")                 # virtual_workers.py: in one process
-    client_app(module=..., datamodule=..., trainer=...)                         # client_app.py: a Flower ClientApp
+    client_app(module=..., datamodule=..., trainer=...)                         # flower_client.py: a Flower ClientApp
 
 Importing this package imports neither lightning nor torch.
 """
@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from byzflow_lightning.client_app import client_app as client_app
+    from byzflow_lightning.flower_client import client_app as client_app
     from byzflow_lightning.robust_ddp import RobustDDP as RobustDDP
     from byzflow_lightning.robust_reducer import RobustReducer as RobustReducer
     from byzflow_lightning.virtual_workers import VirtualWorkers as VirtualWorkers
@@ -23,7 +23,7 @@ _HOMES = {
     "RobustDDP": "robust_ddp",
     "RobustReducer": "robust_reducer",
     "VirtualWorkers": "virtual_workers",
-    "client_app": "client_app",
+    "client_app": "flower_client",
 }
 
 __all__ = sorted(_HOMES)

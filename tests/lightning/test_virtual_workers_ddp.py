@@ -69,7 +69,7 @@ def test_the_checkpoint_holds_every_ranks_own_state(told: Told, folder: Path) ->
     assert not torch.equal(
         first["operator"]["momentum"][5]["net.0.weight"], second["operator"]["momentum"][5]["net.0.weight"]
     )
-    with pytest.raises(SpecError, match="on 2 ranks, this run has n=6, momentum=0.9 on 1"):
+    with pytest.raises(SpecError, match=r"on 2 ranks, this run has n=6, momentum=0\.9 on 1"):
         fit(
             make_module(),
             loader(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +32,8 @@ class Spare(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(*network())
-        self.unused = [nn.Linear(2, 2)]
-        self.register_module("spare", self.unused[0])
+        torch.manual_seed(3)
+        self.spare = nn.Linear(2, 2)
 
     def forward(self, x: Any) -> Any:
         return self[2](self[1](self[0](x)))
@@ -47,7 +48,7 @@ def spread(module: Any) -> float:
 
 
 def main(folder: Path) -> dict[str, Any]:
-    rank = int(__import__("os").environ["RANK"])
+    rank = int(os.environ["RANK"])
     told: dict[str, Any] = {}
 
     def run(workers: Any, *more: Any, net: Any = None, adam: bool = False, **options: Any) -> tuple[Any, Any]:
