@@ -43,7 +43,7 @@ class Digits(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.2)
 
 
-def accuracy(rule: str, attack: str | None, momentum: float, steps: int = 300) -> float:
+def accuracy(rule: str, attack: str | None, momentum: float, steps: int = 200) -> float:
     """The share of held-out digits recognised after training."""
     train, test = load(seed=0)
     module = Digits()
@@ -64,7 +64,7 @@ def accuracy(rule: str, attack: str | None, momentum: float, steps: int = 300) -
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rules", nargs="+", default=RULES, metavar="SPEC")
     parser.add_argument("--attacks", nargs="+", default=ATTACKS, metavar="SPEC")
     arguments = parser.parse_args()

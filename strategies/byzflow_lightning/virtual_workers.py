@@ -73,7 +73,7 @@ class VirtualWorkers(Callback):
         self,
         n: int,
         f: int = 0,
-        attack: str | Attack | None = None,
+        attack: str | Operator | None = None,
         operator: str | Operator = "mean",
         momentum: float = 0.9,
         poison: Callable[[Any], Any] | None = None,

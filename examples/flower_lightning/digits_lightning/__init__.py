@@ -1,1 +1,1 @@
-"""Handwritten digits with Lightning and Flower: task.py is Lightning's, client_app.py and server_app.py are Flower's."""
+"""Handwritten digits with Lightning (task.py) and Flower (client_app.py, server_app.py)."""
