@@ -46,7 +46,7 @@ def test_it_learns_while_three_of_ten_lie(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.slow
-def test_it_runs_in_flowers_simulation(flower: dict[str, str]) -> None:  # noqa: F811
+def test_it_runs_in_flowers_simulation(flower: dict[str, str]) -> None:
     copy = shutil.copytree(
         EXAMPLE, Path(flower["FLWR_HOME"]) / "app", ignore=shutil.ignore_patterns(".*", "__pycache__")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import namedtuple
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,36 @@ def test_bf16_mixed_rounds_as_ordinary_training_does() -> None:
     assert distance(modules[0], modules[2]) == 0
     assert 0 < distance(modules[1], modules[2]) < 0.02  # parts of a batch round otherwise
     assert modules[0].net[0].weight.dtype == torch.float32
+
+
+def half_precision(package: str, init_scale: float = 2.0**16) -> dict[str, Any]:
+    """16-mixed as on a GPU: Lightning itself takes bf16 on a CPU."""
+    with lightning_as_it_is():
+        plugins = import_module(f"{package}.plugins")
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=1000)
+    return {"plugins": [plugins.MixedPrecision("16-mixed", "cpu", scaler=scaler)]}
+
+
+def test_16_mixed_scales_and_skips_as_ordinary_training_does() -> None:
+    """From a loss scale that is too large: the first steps are skipped, the scale shrinks, then it trains."""
+    modules, scales = [], []
+    for callbacks in ([without_lies(1)], []):
+        modules.append(make_module())
+        trainer = fit(modules[-1], loader(), *callbacks, **half_precision(PACKAGES[0], 2.0**22))
+        scales.append(trainer.precision_plugin.scaler.get_scale())
+    assert distance(*modules) < 1e-6
+    assert distance(modules[0], make_module()) > 0.01
+    assert scales[0] == scales[1] < 2.0**22
+
+
+def test_a_nan_from_a_liar_does_not_stop_training_in_16_mixed() -> None:
+    workers = VirtualWorkers(6, 2, "nan", "trimmed_mean")
+    module = make_module()
+    trainer = fit(module, loader(), workers, **half_precision(PACKAGES[0], 1024.0))
+    assert trainer.precision_plugin.scaler.get_scale() == 1024  # no step was skipped
+    assert distance(module, make_module()) > 0.01
+    assert workers.aggregation is not None
+    assert workers.aggregation.rejected == (0, 1)
 
 
 def test_a_model_in_bf16_keeps_momenta_in_float32() -> None:
