@@ -189,12 +189,13 @@ class VirtualWorkers(Callback):
             del answer, loss, found
         if not losses:
             return None
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            value = self._aggregated(_logs(trainer))
         if scaler is not None and any(self.computing[place] in self.honest for place in self._momenta.broken):
-            value = {name: torch.full_like(each, torch.nan) for name, each in value.items()}
+            value = {name: torch.full_like(each, torch.nan) for name, each in parameters.items()}
+        else:
+            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+                value = self._aggregated(_logs(trainer))
+            self._tell(module, _logs(trainer))
         names = [name for name in parameters if name in used]
-        self._tell(module, _logs(trainer))
         combined = loss_with(
             torch.stack(losses).mean(), [value[name] for name in names], [parameters[name] for name in names]
         )

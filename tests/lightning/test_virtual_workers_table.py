@@ -46,8 +46,8 @@ def test_the_table(example: ModuleType) -> None:
         assert cells["mean", "foe(tau=3)", momentum] < 0.2  # no momentum helps the mean
     for rule, attack in product(example.RULES[1:], example.ATTACKS):
         without, with_ = (cells[rule, attack, momentum] for momentum in example.MOMENTA)
-        assert with_ > 0.7, (rule, attack)
-        assert with_ > without + 0.1, (rule, attack)
+        assert with_ > 0.6, (rule, attack)
+        assert with_ > without + 0.05, (rule, attack)
 
 
 def test_the_example_prints_its_table(
