@@ -2,7 +2,7 @@
 
     python examples/lightning_digits.py
 
-Nothing is downloaded; about half a minute on one core. `--help` shows what can be changed.
+Nothing is downloaded; it takes about a minute of one core. `--help` shows what can be changed.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -170,7 +171,12 @@ def _mod(attack: str | Mod, poison: Any) -> Mod:
 def _poison(net: Any, poison: Any) -> None:
     """Let the module train on poisoned batches."""
     step = net.training_step
-    net.training_step = lambda batch, *rest: step(poison(batch), *rest)
+
+    @wraps(step)
+    def poisoned(batch: Any, *rest: Any) -> Any:
+        return step(poison(batch), *rest)
+
+    net.training_step = poisoned
 
 
 def _as_deltas(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
