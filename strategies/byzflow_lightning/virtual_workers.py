@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byzflow.engine.extras import PerRow
 from byzflow.engine.report import Aggregation
 from byzflow.errors import SpecError
 from byzflow.operators import Attack, Operator
 from byzflow_lightning import batches
 from byzflow_lightning.callback import Callback
+from byzflow_lightning.contest import Contest
 from byzflow_lightning.momenta import Momenta
 from byzflow_lightning.rank_states import copied, of_all_ranks
 from byzflow_lightning.worker_refusals import check_training, read_attack, read_rule
@@ -85,26 +84,28 @@ class VirtualWorkers(Callback):
             raise SpecError(f"momentum must be at least 0 and below 1, got {momentum}")
         self.n, self.f, self.beta, self.poison, self.split = n, f, momentum, poison, split
         self.operator = read_rule(operator, n, f)
-        self.attack = None if attack is None or not f else read_attack(attack, n - f, f)
+        self.attack = read_attack(attack, n - f, f) if attack is not None and f else None
         liars = f if self.attack is not None or poison is not None else 0
         self.honest = range(liars, n)
         # Gradients of liars matter to attacks that start from them, and where there is no other attack.
         self.computing = range(n) if self.attack is None or _looks_at_own(self.attack, poison) else self.honest
-        self.aggregation: Aggregation | None = None
-        self._momenta = Momenta(len(self.computing), momentum)
-        self._state: dict[str, dict[str, Any]] = {}
-        self._loaded: dict[str, Any] | None = None
+        self._begin()
         self._restore: Callable[[], None] | None = None
         self._stepped = False
         self._device = torch.device("cpu")
+
+    def _begin(self) -> None:
+        self.aggregation: Aggregation | None = None
+        self._momenta = Momenta(len(self.computing), self.beta)
+        self._contest = Contest(self.operator, self.attack)
+        self._loaded: dict[str, Any] | None = None
 
     # Lightning's hooks
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget the last run, as Lightning forgets its optimisers; a checkpoint is loaded after this."""
         if stage == "fit":
-            self.aggregation, self._loaded = None, None
-            self._momenta, self._state = Momenta(len(self.computing), self.beta), {}
+            self._begin()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot be right, and stand in for `training_step`."""
@@ -143,12 +144,7 @@ class VirtualWorkers(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers: the momenta and what the operators remember, by rank. Every rank must call it."""
         zero = {name: torch.zeros_like(rows[0]) for name, rows in self._momenta.rows.items()}
-        mine: dict[str, Any] = {"momenta": self._momenta.rows if self.beta else {}}
-        for home, state in self._state.items():
-            mine[home] = {
-                name: [zero if each is None else each for each in value] if isinstance(value, PerRow) else value
-                for name, value in state.items()
-            }
+        mine = {"momenta": self._momenta.rows if self.beta else {}, **self._contest.save(zero)}
         ranks = of_all_ranks(mine, self._device)
         return {"n": self.n, "momentum": self.beta, "ranks": [copied(each, torch.device("cpu")) for each in ranks]}
 
@@ -168,7 +164,7 @@ class VirtualWorkers(Callback):
             raise SpecError(f"split must give a batch for each of n={self.n} workers, got {len(parts)}")
         parameters, scaler = trainable(module), getattr(trainer.precision_plugin, "scaler", None)
         if self._momenta.fit(parameters):
-            self._state = {}  # its vectors have other coordinates
+            self._contest.state = {}  # its vectors have other coordinates
         losses: list[Tensor] = []
         output: Any = None
         used: set[str] = set()
@@ -192,50 +188,27 @@ class VirtualWorkers(Callback):
         if scaler is not None and any(self.computing[place] in self.honest for place in self._momenta.broken):
             value = {name: torch.full_like(each, torch.nan) for name, each in parameters.items()}
         else:
+            rows = {worker: self._momenta.row(place) for place, worker in enumerate(self.computing)}
+            own = [row for worker, row in rows.items() if worker not in self.honest]
             with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-                value = self._aggregated(_logs(trainer))
-            self._tell(module, _logs(trainer))
+                honest = [rows[worker] for worker in self.honest]
+                self.aggregation = self._contest.aggregate(own, honest, _logs(trainer))
+            value = self.aggregation.value
+            self._tell(module, self.aggregation, _logs(trainer))
         names = [name for name in parameters if name in used]
         combined = loss_with(
             torch.stack(losses).mean(), [value[name] for name in names], [parameters[name] for name in names]
         )
-        return {**output, "loss": combined} if isinstance(output, dict) else combined
+        return {**output, "loss": combined} if isinstance(output, Mapping) else combined
 
-    def _aggregated(self, audit: bool) -> dict[str, Tensor]:
-        """The attack on the honest workers' rows, then the rule on all; with the weights if asked for."""
-        start = time.perf_counter()
-        rows = {worker: self._momenta.row(place) for place, worker in enumerate(self.computing)}
-        honest = [rows[worker] for worker in self.honest]
-        sent = [rows[worker] for worker in range(self.honest.start) if worker in rows]
-        if self.attack is not None:
-            own = {"own": sent} if sent else {}
-            sent = list(self._call("attack", self.attack, honest, audit=False, **own).value)
-        self.aggregation = self._call("operator", self.operator, [*sent, *honest], audit=audit)
-        self._milliseconds = 1000 * (time.perf_counter() - start)
-        value: dict[str, Tensor] = self.aggregation.value
-        return value
-
-    def _call(
-        self, home: str, operator: Operator, rows: list[dict[str, Tensor]], *, audit: bool, **extras: Any
-    ) -> Aggregation:
-        """An operator, with what it remembers; an audit costs more than some rules, so only those that remember
-        something, which the first call shows, have one in each step."""
-        state = self._state.get(home)
-        if state is None or state or audit:
-            aggregation = operator.explain(rows, **extras, **(state or {}))
-            self._state[home] = dict(aggregation.state)
-            return aggregation
-        return operator.run(rows, nonfinite="reject", **extras)
-
-    def _tell(self, module: Any, audit: bool) -> None:
+    def _tell(self, module: Any, aggregation: Aggregation, audit: bool) -> None:
         """For loggers and the progress bar: who was rejected, and in steps that are logged all else."""
-        assert self.aggregation is not None
-        module.log("rejected", float(len(self.aggregation.rejected)), prog_bar=True)
+        module.log("rejected", float(len(aggregation.rejected)), prog_bar=True)
         if not audit:
             return
-        told = {"aggregation_ms": self._milliseconds}
-        if self.aggregation.weights is not None:
-            weights = self.aggregation.weights.tolist()
+        told = {"aggregation_ms": self._contest.milliseconds}
+        if aggregation.weights is not None:
+            weights = aggregation.weights.tolist()
             told |= {f"weight/{worker}": weight for worker, weight in enumerate(weights)}
             module.log("byzantine_weight", sum(weights[: self.honest.start]), prog_bar=True)
         module.log_dict({f"virtual_workers/{name}": number for name, number in told.items()})
@@ -251,13 +224,11 @@ class VirtualWorkers(Callback):
                 + f"this run has n={self.n}, momentum={self.beta} on {ranks}: resume with the same"
             )
         state = copied(self._loaded["ranks"][rank], self._device)
-        for home, operator in (("operator", self.operator), ("attack", self.attack)):
-            if unknown := state.get(home, {}).keys() - (operator.accepts if operator is not None else set()):
-                raise SpecError(f"the checkpoint holds {', '.join(sorted(unknown))}, unknown to {home} {operator}")
         momenta: dict[str, Tensor] = state.pop("momenta")
         if any(len(rows) != len(self.computing) for rows in momenta.values()):
             raise SpecError("the checkpoint's momenta are of another attack or poison: resume with the same")
-        self._momenta.rows, self._state, self._loaded = momenta, state, None
+        self._contest.load(state)
+        self._momenta.rows, self._loaded = momenta, None
 
 
 def _logs(trainer: Any) -> bool:
