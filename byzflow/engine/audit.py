@@ -26,7 +26,7 @@ def column_weights(
     layout = parts[0].layout
     spans = list(layout.spans(max(1, layout.d // PLACES)))
     wide = max(1, COLUMNS // max(1, len(spans)))
-    seen = 0
+    seen, unknown = 0, torch.tensor(False)
     with torch.inference_mode(False), torch.enable_grad():
         mixing = None if mixing is None else mixing.clone()  # autograd takes nothing made in inference mode
         total = torch.zeros(parts[0].n if mixing is None else mixing.shape[0], dtype=torch.float64)
@@ -36,9 +36,13 @@ def column_weights(
             x = (x if mixing is None else combined(mixing.to(x.device), x)).requires_grad_()
             out = columns(x)
             if not out.requires_grad:
-                return None
+                unknown = torch.tensor(True)
+                break
             (share,) = torch.autograd.grad(out.sum(), x)
             total += share.sum(1).cpu()
             seen += out.numel()
-    mean = (total / max(1, seen)).unsqueeze(0)
+    total, counted, unknown = layout.everywhere(total, torch.tensor(seen), unknown)
+    if bool(unknown):
+        return None
+    mean = (total / counted.clamp(min=1)).unsqueeze(0)
     return mean if mixing is None else mean @ mixing
