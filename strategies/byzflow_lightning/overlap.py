@@ -6,6 +6,7 @@ The gradients that come out of `backward` are then already the aggregate, as wit
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from byzflow import Aggregation, Operator
 from byzflow.errors import NonFiniteRows, NotEnoughSenders
 from byzflow_lightning.audit import StepAudit
-from byzflow_lightning.exchange import from_all, held, padded, shard
+from byzflow_lightning.exchange import Rule, from_all, held, padded, shard, start_gather
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Sent:
     """A bucket on its way."""
 
     buffer: Tensor
-    row: Tensor  # the buffer, padded
+    row: Tensor  # the buffer, or a padded copy
     received: Tensor  # (n, width): this rank's part of everybody's bucket
     work: Any
     result: torch.futures.Future[Tensor]
@@ -35,20 +36,26 @@ class Overlap:
 
     def __init__(self, operator: Operator, group: dist.ProcessGroup) -> None:
         self.operator, self.group = operator, group
+        self.rule: Rule = operator.explain
         self.audit = StepAudit(str(operator))
-        self.state: Any = {}
+        self.state: Mapping[str, Any] = {}
         self._sent: list[Sent] = []
+        self._rooms: dict[int, Tensor] = {}  # by bucket
 
     def hook(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Send the bucket off; with the last one, aggregate, and fulfil what was promised for all."""
         buffer, n = bucket.buffer(), self.group.size()
-        row = buffer.new_zeros(padded(buffer.numel(), n))
-        row[: buffer.numel()] = buffer
-        received = torch.empty_like(row)
-        work = dist.all_to_all_single(received, row, group=self.group, async_op=True)
+        row = buffer
+        if padded(buffer.numel(), n) != buffer.numel():
+            row = buffer.new_zeros(padded(buffer.numel(), n))
+            row[: buffer.numel()] = buffer
+        room = self._rooms.get(bucket.index())
+        if room is None or room.shape != row.shape or room.dtype != row.dtype:  # DDP rebuilds its buckets once
+            room = self._rooms[bucket.index()] = torch.empty_like(row)
+        work = dist.all_to_all_single(room, row, group=self.group, async_op=True)
         devices = [buffer.device] if buffer.device.type == "cuda" else None
         result: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
-        self._sent.append(Sent(buffer, row, received.view(n, -1), work, result))
+        self._sent.append(Sent(buffer, row, room.view(n, -1), work, result))
         if bucket.is_last():
             sent, self._sent = self._sent, []
             self._finish(sent)
@@ -74,13 +81,15 @@ class Overlap:
         n, rank = self.group.size(), self.group.rank()
         here = [held(each.buffer.numel(), n, rank) for each in sent]
         rows = [{str(b): each.received[i, : here[b]] for b, each in enumerate(sent)} for i in range(n)]
-        aggregation = self.operator.explain(shard(rows, self.group), **self.state)
-        gathering = []
+        aggregation = self.rule(shard(rows, self.group), **self.state)
+        works = []
         for b, each in enumerate(sent):
-            room = each.received[0]  # has been read
-            room[: here[b]] = aggregation.value[str(b)]
-            gathering.append(dist.all_gather_into_tensor(each.row, room, group=self.group, async_op=True))
-        for each, work in zip(sent, gathering, strict=True):
+            mine = each.row.view(n, -1)[rank]
+            mine[: here[b]] = aggregation.value[str(b)]
+            works += start_gather(each.row, mine, self.group)
+        for work in works:
             work.wait()
-            each.buffer.copy_(each.row[: each.buffer.numel()])
+        for each in sent:
+            if each.row is not each.buffer:
+                each.buffer.copy_(each.row[: each.buffer.numel()])
         return aggregation

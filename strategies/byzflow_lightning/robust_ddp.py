@@ -78,6 +78,10 @@ class RobustDDP(Callback):
         if not pl_module.automatic_optimization:
             self._reduce_before_clipping(pl_module)
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Find weights where they will be logged."""
+        self.reducer.weigh = (trainer.global_step + 1) % max(1, trainer.log_every_n_steps) == 0
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Replace the optimiser's gradients by the aggregate."""
         if id(optimizer) in self._done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import byzflow
 from byzflow.errors import ByzflowError, NonFiniteRows, NotEnoughSenders, RowsError, SpecError
 from byzflow_lightning.audit import StepAudit
 from byzflow_lightning.buffers import agree_on_buffers
-from byzflow_lightning.exchange import Trust, aggregate, from_all
+from byzflow_lightning.exchange import Rule, Trust, from_all, gathered, sharded
 from byzflow_lightning.overlap import Overlap
 from byzflow_lightning.refusals import check_model, check_optimizers
 from byzflow_lightning.slot import Slot
@@ -44,6 +45,7 @@ class RobustReducer:
     Attributes
     ----------
     audit : the `StepAudit` of the last reduction.
+    weigh : whether to find each rank's weight; for column rules that takes about as long as the rule itself.
     times_left_out : rank -> how often its gradient did not count.
     times_skipped : steps for which no aggregate could be made.
 
@@ -69,9 +71,11 @@ class RobustReducer:
         self.f = self.operator.declared if f is None else f
         self.overlap, self.trust = overlap, trust
         self.audit = StepAudit(str(self.operator))
+        self.weigh = True
         self.times_left_out: dict[int, int] = {}
         self.times_skipped = 0
         self._model: DistributedDataParallel | None = None
+        self._remembers = False
         self._overlap: Overlap | None = None
         self._slots: dict[int, Slot] = {}  # by optimiser
         self._waiting: list[Any] = []  # states of a checkpoint, for the optimisers to come
@@ -88,8 +92,8 @@ class RobustReducer:
         check_model(model)
         self._try(model)
         self._overlap = Overlap(self.operator, model.process_group) if self.overlap else None
-        hook = self._overlap.hook if self._overlap else _leave_alone
-        model.register_comm_hook(None, lambda _, bucket: hook(bucket))  # torch reads annotations, and not as strings
+        # without annotations: torch reads them, and not as strings
+        model.register_comm_hook(None, lambda _, bucket: self._hook(bucket))
         model.broadcast_buffers = False  # of rank 0; `reduce` takes the median
         self._model, self._slots = model, {}
 
@@ -130,6 +134,12 @@ class RobustReducer:
         agree_on_buffers(self.model.module, self.model.process_group)
         return self.audit
 
+    @property
+    def _rule(self) -> Rule:
+        """With the audit where it is wanted, or where the rule's memory comes with it."""
+        explains = self.weigh or self._remembers
+        return self.operator.explain if explains else partial(self.operator.run, nonfinite="reject")
+
     def _reduced(self, slot: Slot, scale: float) -> StepAudit:
         start, group = time.perf_counter(), self.model.process_group
         slot.update()
@@ -139,7 +149,11 @@ class RobustReducer:
         absent = frozenset((~present.any(1)).nonzero().flatten().tolist())
         slot.fill(scale, absent=group.rank() in absent)
         try:
-            result = aggregate(self.operator, slot.row, slot.leaves, self.trust, group, slot.state)
+            if self.trust == "shard":
+                result = sharded(self._rule, slot.row, slot.room, slot.d, group, slot.state)
+            else:
+                leaves = slot.leaves if self.operator.kind == "rows" else [slot.d]
+                result = gathered(self._rule, slot.row, leaves, group, slot.state)
         except (NotEnoughSenders, NonFiniteRows) as problem:
             return StepAudit.failed(self.operator, problem, from_all(slot.finite(), group), absent)
         slot.state = result.state
@@ -163,6 +177,18 @@ class RobustReducer:
         self.times_left_out = dict(state["times_left_out"])
         self.times_skipped = state["times_skipped"]
 
+    def _hook(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """DDP's communication hook: exchange, or leave each rank its own gradient."""
+        if self._overlap is not None:
+            self._overlap.rule = self._rule
+            return self._overlap.hook(bucket)
+        buffer = bucket.buffer()
+        future: torch.futures.Future[Tensor] = torch.futures.Future(
+            devices=[buffer.device] if buffer.device.type == "cuda" else None
+        )
+        future.set_result(buffer)
+        return future
+
     def _try(self, model: DistributedDataParallel) -> None:
         """One reduction of made-up gradients: whatever would fail in the first step fails here, on all ranks."""
         group = model.process_group
@@ -175,18 +201,12 @@ class RobustReducer:
         first = next(iter(model.parameters()))
         row = torch.linspace(1, 2, 8 * n, device=first.device) * (group.rank() + 1)
         try:
-            aggregate(self.operator, row, [4 * n, 4 * n], self.trust, group, {})
+            if self.trust == "shard":
+                result = sharded(self.operator.explain, row, row.clone(), len(row), group, {})
+            else:
+                result = gathered(self.operator.explain, row, [8 * n], group, {})
         except RowsError as error:
             raise SpecError(f"{error}; trust='gather' has whole gradients on every rank") from None
         except ByzflowError as error:
             raise SpecError(f"{self.operator} cannot reduce gradients: {error}") from None
-
-
-def _leave_alone(bucket: Any) -> torch.futures.Future[Tensor]:
-    """A communication hook that communicates nothing: each rank keeps its own gradient."""
-    buffer = bucket.buffer()
-    future: torch.futures.Future[Tensor] = torch.futures.Future(
-        devices=[buffer.device] if buffer.device.type == "cuda" else None
-    )
-    future.set_result(buffer)
-    return future
+        self._remembers = bool(result.state)

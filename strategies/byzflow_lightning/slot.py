@@ -25,7 +25,7 @@ class Slot:
         self.state: Mapping[str, Any] = {}
         self.parameters: list[Tensor] = []
         self.leaves: list[int] = []
-        self.row = torch.empty(0)
+        self.row = self.room = torch.empty(0)
         self.update()
 
     def update(self) -> None:
@@ -39,6 +39,7 @@ class Slot:
         dtype = kinds.pop() if len(kinds) == 1 else wide
         device = now[0].device if now else None
         self.row = torch.zeros(padded(self.d, self.group.size()), dtype=dtype, device=device)
+        self.room = torch.empty_like(self.row) if self.sharded else self.row  # kept: new memory is slow
 
     @property
     def d(self) -> int:

@@ -79,27 +79,45 @@ class Manual(Net):
 
 
 class Liar(Net):
-    """The last rank sends what an attack makes of the others' gradients, or NaN, or has none."""
+    """The last rank sends what an attack makes of the others' gradients, or NaN, or has none; or all send NaN."""
 
-    def __init__(self, attack: str, from_step: int = 0, **options: Any) -> None:
+    def __init__(self, attack: str, **options: Any) -> None:
         super().__init__(**options)
-        self.attack, self.from_step, self.spreads = attack, from_step, list[float]()
+        self.attack = attack
 
     def on_after_backward(self) -> None:
-        mine = torch.cat([p.grad.flatten() for p in self.parameters() if p.grad is not None])
-        rows = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
-        dist.all_gather(rows, mine)
-        honest = torch.stack(rows[:-1])
-        self.spreads.append(float((honest - honest.mean(0)).norm()))
-        if self.global_rank != self.trainer.world_size - 1 or self.global_step < self.from_step:
-            return
-        if self.attack == "absent":
+        rows = gradients(self)
+        lies = self.global_rank == len(rows) - 1
+        if self.attack == "absent" and lies:
             for p in self.parameters():
                 p.grad = None
-            return
-        row = torch.full_like(mine, torch.nan) if self.attack == "nan" else byzflow.attack(self.attack, honest, f=1)[0]
+        elif self.attack == "all nan" or (self.attack == "nan" and lies):
+            self.send(torch.full_like(rows[0], torch.nan))
+        elif lies:
+            self.send(byzflow.attack(self.attack, rows[:-1], f=1)[0])
+
+    def send(self, row: Tensor) -> None:
         start = 0
         for p in self.parameters():
             assert p.grad is not None
             p.grad.copy_(row[start : start + p.numel()].view(p.shape))
             start += p.numel()
+
+
+def gradients(module: nn.Module) -> Tensor:
+    """(ranks, d): what each rank has now."""
+    mine = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+    rows = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, mine)
+    return torch.stack(rows)
+
+
+class Spread(pl.Callback):
+    """How far the ranks' gradients are apart after each backward pass: 0 once they have been averaged."""
+
+    def __init__(self) -> None:
+        self.least = float("inf")
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rows = gradients(pl_module)
+        self.least = min(self.least, float((rows - rows.mean(0)).norm()))
