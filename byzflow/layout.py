@@ -69,7 +69,7 @@ class Layout:
         if self.total is None:
             return [*sums]
         flat = self.total(torch.cat([each.double().flatten() for each in sums]))  # one message, however many
-        parts = flat.split([each.numel() for each in sums])
+        parts = flat.split_with_sizes([each.numel() for each in sums])
         return [
             (part > 0 if each.dtype == torch.bool else part).view(each.shape)
             for each, part in zip(sums, parts, strict=True)

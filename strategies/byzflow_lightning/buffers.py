@@ -19,5 +19,5 @@ def agree_on_buffers(module: torch.nn.Module, group: dist.ProcessGroup) -> None:
     agreed = (ranked[(n - 1) // 2] + ranked[n // 2]) / 2
     agreed = torch.where(agreed.isfinite(), agreed, ranked[0])  # with two ranks the midpoint has no majority
     with torch.no_grad():
-        for each, values in zip(buffers, agreed.split([each.numel() for each in buffers]), strict=True):
+        for each, values in zip(buffers, agreed.split_with_sizes([each.numel() for each in buffers]), strict=True):
             each.copy_(values.view(each.shape))

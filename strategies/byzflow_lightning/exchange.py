@@ -63,7 +63,7 @@ def gathered(
         row[:d] = result.value
         return result
     names = [str(k) for k in range(len(leaves))]
-    result = rule([dict(zip(names, each.split(list(leaves)), strict=True)) for each in gradients], **state)
+    result = rule([dict(zip(names, each.split_with_sizes(list(leaves)), strict=True)) for each in gradients], **state)
     torch.cat([result.value[name] for name in names], out=row[:d])
     return result
 

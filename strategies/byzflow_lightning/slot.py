@@ -52,7 +52,7 @@ class Slot:
 
     def fill(self, scale: float, absent: bool) -> None:
         """Copy the gradients into the row; 0 for one that is None. A row without any is NaN: it must not count."""
-        for p, place in zip(self.parameters, self.row[: self.d].split(self.leaves), strict=True):
+        for p, place in zip(self.parameters, self.row[: self.d].split_with_sizes(self.leaves), strict=True):
             if p.grad is None:
                 place.fill_(torch.nan if absent else 0)
             else:
@@ -64,7 +64,9 @@ class Slot:
         """Copy the row into the gradients of the wanted parameters, those that some rank has one of."""
         if scale != 1.0:
             self.row *= scale
-        for p, place, want in zip(self.parameters, self.row[: self.d].split(self.leaves), wanted, strict=True):
+        for p, place, want in zip(
+            self.parameters, self.row[: self.d].split_with_sizes(self.leaves), wanted, strict=True
+        ):
             if want and p.grad is None:
                 p.grad = place.view(p.shape).to(p.dtype, copy=True)
             elif want and p.grad is not None:

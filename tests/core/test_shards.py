@@ -18,9 +18,10 @@ from byzflow.rows import Rows
 
 PLACES = 3
 RULES = [
-    "mean", "median", "trimmed_mean(f=2)", "meamed(f=2)", "krum(f=2)", "multi_krum(f=2)", "geometric_median", "mda(f=2)",
-    "cge(f=2)", "centered_clipping(tau=2.0)", "nnm(f=2) | median", "arc(f=2) | nnm(f=2) | trimmed_mean(f=2)", "caf(f=2)",
-    "bucketing(s=2) | krum(f=1)", "momentum | median", "foolsgold", "clipped_clustering", "faba(f=2)", "phocas(f=2)",
+    "mean", "median", "trimmed_mean(f=2)", "meamed(f=2)", "krum(f=2)", "multi_krum(f=2)", "geometric_median",
+    "mda(f=2)", "cge(f=2)", "centered_clipping(tau=2.0)", "nnm(f=2) | median", "arc(f=2) | nnm(f=2) | trimmed_mean(f=2)",
+    "caf(f=2)", "bucketing(s=2) | krum(f=1)", "momentum | median", "foolsgold", "clipped_clustering", "faba(f=2)",
+    "phocas(f=2)",
 ]  # fmt: skip
 
 
@@ -42,13 +43,13 @@ class Sum:
         return total
 
 
-def on_shards(spec: str, x: Tensor, **extras: Any) -> list[Aggregation | Exception]:
+def on_shards(spec: str, x: Tensor, states: Any = ({},) * PLACES) -> list[Aggregation | Exception]:
     cut = Sum()
 
     def run(place: int) -> Aggregation | Exception:
         try:
             rows = Rows.of(x.tensor_split(PLACES, dim=1)[place]).shard(cut.at(place))
-            return byzflow.parse(spec).explain(rows, **extras)
+            return byzflow.parse(spec).explain(rows, **states[place])
         except Exception as error:
             return error
 
@@ -89,15 +90,8 @@ def test_state_stays_on_its_shard(spec: str) -> None:
     states: list[Any] = [{} for _ in range(PLACES)]
     for step in range(3):
         x = torch.randn(6, 50, generator=torch.Generator().manual_seed(step))
-        cut, operator = Sum(), byzflow.parse(spec)
-        expected = operator.explain(x, **whole)
-
-        def run(place: int, x: Tensor = x, cut: Sum = cut, operator: byzflow.Operator = operator) -> Aggregation:
-            rows = Rows.of(x.tensor_split(PLACES, dim=1)[place]).shard(cut.at(place))
-            return operator.explain(rows, **states[place])
-
-        with ThreadPoolExecutor(PLACES) as pool:
-            parts = list(pool.map(run, range(PLACES)))
+        expected = byzflow.parse(spec).explain(x, **whole)
+        parts = values(on_shards(spec, x, states))
         torch.testing.assert_close(torch.cat([each.value for each in parts]), expected.value, rtol=1e-5, atol=1e-6)
         whole, states = expected.state, [each.state for each in parts]
 

@@ -56,14 +56,13 @@ print(type(robust).__name__, robust.reducer.operator, robust.reducer.f, robust.r
 """
 
 
-@pytest.mark.parametrize("namespace", ["lightning.pytorch", "pytorch_lightning"])
 @pytest.mark.parametrize(
-    ("operator", "said"),
+    ("namespace", "operator", "said"),
     [
-        ("nnm | trimmed_mean", "nnm(f=2) | trimmed_mean(f=2)"),
-        ("{class_path: byzflow_aggregators.krum.Krum, init_args: {f: 2}}", "krum(f=2)"),
+        ("lightning.pytorch", "{class_path: byzflow_aggregators.krum.Krum, init_args: {f: 2}}", "krum(f=2)"),
+        ("pytorch_lightning", "nnm | trimmed_mean", "nnm(f=2) | trimmed_mean(f=2)"),
     ],
-    ids=["spec", "class"],
+    ids=["class", "spec"],
 )
 def test_lightning_cli_builds_it_from_yaml(tmp_path: Any, namespace: str, operator: str, said: str) -> None:
     pytest.importorskip("docstring_parser", reason="LightningCLI needs jsonargparse[signatures]")
