@@ -9,7 +9,7 @@ from torch import Tensor
 
 from byzflow import Aggregation, Operator
 
-ABSENT = "no gradient"
+ABSENT = "no gradient, or a NaN loss"
 NONFINITE = "NaN or Inf"
 
 

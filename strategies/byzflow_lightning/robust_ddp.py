@@ -75,6 +75,7 @@ class RobustDDP(Callback):
         self.reducer.attach(trainer.strategy.model)
         for optimizer in trainer.optimizers:
             self.reducer.slot(optimizer)
+        pl_module.__dict__.pop("clip_gradients", None)  # of a fit that was interrupted
         if not pl_module.automatic_optimization:
             self._reduce_before_clipping(pl_module)
 
@@ -88,6 +89,11 @@ class RobustDDP(Callback):
             self._done.discard(id(optimizer))
             return
         self._reduce(trainer, pl_module, optimizer)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """A NaN loss, such as the mean over an empty batch, may well have a gradient of zeros: it must not count."""
+        if bool(loss.isnan().any()):
+            self.reducer.sound = False
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """New gradients: none of them has been reduced."""

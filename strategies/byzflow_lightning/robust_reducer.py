@@ -45,6 +45,7 @@ class RobustReducer:
     Attributes
     ----------
     audit : the `StepAudit` of the last reduction.
+    sound : False if this rank's gradient must not count, whatever it is; True again after each reduction.
     weigh : whether to find each rank's weight; for column rules that takes about as long as the rule itself.
     times_left_out : rank -> how often its gradient did not count.
     times_skipped : steps for which no aggregate could be made.
@@ -71,7 +72,7 @@ class RobustReducer:
         self.f = self.operator.declared if f is None else f
         self.overlap, self.trust = overlap, trust
         self.audit = StepAudit(str(self.operator))
-        self.weigh = True
+        self.sound = self.weigh = True
         self.times_left_out: dict[int, int] = {}
         self.times_skipped = 0
         self._model: DistributedDataParallel | None = None
@@ -126,6 +127,7 @@ class RobustReducer:
             self.audit = self._reduced(self.slot(optimizer), scale)
         else:
             self.audit = self._overlap.audit
+        self.sound = True
         for rank in self.audit.rejected:
             self.times_left_out[rank] = self.times_left_out.get(rank, 0) + 1
         if self.audit.skipped:
@@ -143,7 +145,7 @@ class RobustReducer:
     def _reduced(self, slot: Slot, scale: float) -> StepAudit:
         start, group = time.perf_counter(), self.model.process_group
         slot.update()
-        present = from_all(slot.present(), group).cpu().bool()  # (n, parameters)
+        present = from_all(slot.present(self.sound), group).cpu().bool()  # (n, parameters)
         if not bool(present.any()):
             return StepAudit(str(self.operator), skipped="no rank has a gradient")
         absent = frozenset((~present.any(1)).nonzero().flatten().tolist())
@@ -179,10 +181,12 @@ class RobustReducer:
 
     def _hook(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """DDP's communication hook: exchange, or leave each rank its own gradient."""
+        buffer = bucket.buffer()
         if self._overlap is not None:
+            if not self.sound:
+                buffer.fill_(torch.nan)
             self._overlap.rule = self._rule
             return self._overlap.hook(bucket)
-        buffer = bucket.buffer()
         future: torch.futures.Future[Tensor] = torch.futures.Future(
             devices=[buffer.device] if buffer.device.type == "cuda" else None
         )

@@ -46,15 +46,20 @@ class Slot:
         """Coordinates of the gradient."""
         return sum(self.leaves)
 
-    def present(self) -> Tensor:
-        """(parameters,) uint8: which have a gradient on this rank."""
-        return torch.tensor([p.grad is not None for p in self.parameters], dtype=torch.uint8).to(self.row.device)
+    def present(self, sound: bool) -> Tensor:
+        """(parameters,) uint8: which have a gradient on this rank; none if it is not sound."""
+        return torch.tensor([sound and p.grad is not None for p in self.parameters], dtype=torch.uint8).to(
+            self.row.device
+        )
 
     def fill(self, scale: float, absent: bool) -> None:
-        """Copy the gradients into the row; 0 for one that is None. A row without any is NaN: it must not count."""
+        """Copy the gradients into the row, 0 for one that is None; NaN if this rank is absent: it must not count."""
+        if absent:
+            self.row.fill_(torch.nan)
+            return
         for p, place in zip(self.parameters, self.row[: self.d].split_with_sizes(self.leaves), strict=True):
             if p.grad is None:
-                place.fill_(torch.nan if absent else 0)
+                place.zero_()
             else:
                 place.view(p.shape).copy_(p.grad)
         if scale != 1.0:

@@ -19,9 +19,9 @@ from byzflow.rows import Rows
 PLACES = 3
 RULES = [
     "mean", "median", "trimmed_mean(f=2)", "meamed(f=2)", "krum(f=2)", "multi_krum(f=2)", "geometric_median",
-    "mda(f=2)", "cge(f=2)", "centered_clipping(tau=2.0)", "nnm(f=2) | median", "arc(f=2) | nnm(f=2) | trimmed_mean(f=2)",
-    "caf(f=2)", "bucketing(s=2) | krum(f=1)", "momentum | median", "foolsgold", "clipped_clustering", "faba(f=2)",
-    "phocas(f=2)",
+    "mda(f=2)", "cge(f=2)", "centered_clipping(tau=2.0)", "nnm(f=2) | median", "caf(f=2)", "faba(f=2)", "phocas(f=2)",
+    "arc(f=2) | nnm(f=2) | trimmed_mean(f=2)", "bucketing(s=2) | krum(f=1)", "momentum | median", "foolsgold",
+    "clipped_clustering",
 ]  # fmt: skip
 
 

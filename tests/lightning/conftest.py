@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 Found = dict[str, Any]
+collect_ignore_glob = [] if find_spec("lightning") else ["test_*.py"]
 
 
 def torchrun(folder: Path, ranks: int, module: str, *arguments: str) -> str:

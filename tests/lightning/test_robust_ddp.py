@@ -90,6 +90,16 @@ def test_a_step_without_a_sound_gradient_changes_nothing(four: Found, precision:
         assert found["scale"] == 1024 / 2**5
 
 
+@pytest.mark.parametrize(("batches", "rank"), [("nan", "0"), ("empty", "3"), ("empty, overlap", "3")])
+def test_a_rank_without_a_good_batch_is_left_out(four: Found, batches: str, rank: str) -> None:
+    """Also rank 0, whose BatchNorm statistics plain DDP would give to all."""
+    found = four["uses"]["starved"][batches]
+    assert found["accuracy"] > 0.9
+    assert found["finite"]
+    assert found["identical"]
+    assert found["left out"] == {rank: 15}
+
+
 def test_what_is_logged(four: Found) -> None:
     found = four["uses"]["logged"]
     assert {"robust/rejected", "robust/seconds", *(f"robust/weight/{rank}" for rank in range(4))} <= set(

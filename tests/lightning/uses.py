@@ -25,7 +25,19 @@ CHAIN = "nnm | trimmed_mean"
 
 def everything() -> dict[str, Any]:
     """Every check of this module: name -> what it found."""
-    checks = (overlap, skipped, logged, resumed, other_world, unfrozen, layerwise, fabric, other_namespace, refused)
+    checks = (
+        overlap,
+        skipped,
+        starved,
+        logged,
+        resumed,
+        other_world,
+        unfrozen,
+        layerwise,
+        fabric,
+        other_namespace,
+        refused,
+    )
     return {check.__name__: check() for check in checks}
 
 
@@ -53,6 +65,37 @@ def skipped() -> dict[str, Any]:
             "left out": robust.reducer.times_left_out,
             "why": robust.reducer.audit.skipped,
             "scale": scaler.get_scale() if scaler else None,
+        }
+    return found
+
+
+class Starved(Net):
+    """Rank 0 gets pictures of NaN, and the last rank empty batches."""
+
+    def __init__(self, empty: bool) -> None:
+        super().__init__(norm=not empty)
+        self.empty = empty
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        x, y = batch
+        if self.empty and self.global_rank == WORLD - 1:
+            x, y = x[:0], y[:0]
+        if not self.empty and self.global_rank == 0:
+            x = x * torch.nan
+        return super().training_step((x, y), index)
+
+
+def starved() -> dict[str, Any]:
+    """Batches that are no good: gradients, and BatchNorm's statistics of rank 0."""
+    found: dict[str, Any] = {}
+    for name, empty, options in (("nan", False, {}), ("empty", True, {}), ("empty, overlap", True, {"overlap": True})):
+        module, robust = fresh(lambda empty=empty: Starved(empty)), RobustDDP("median", f=1, **options)
+        fit(module, {}, {"max_epochs": 3}, robust)
+        found[name] = {
+            "accuracy": module.accuracy(),
+            "finite": all(bool(b.isfinite().all()) for b in module.buffers()),
+            "identical": identical(flat(module), *module.buffers()),
+            "left out": robust.reducer.times_left_out,
         }
     return found
 
