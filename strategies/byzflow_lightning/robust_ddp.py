@@ -120,7 +120,8 @@ class RobustDDP(Callback):
         scale = scaling.scale_in(scaler, optimizer)
         audit = self.reducer.reduce(optimizer, scale)
         if scaler is not None:
-            scaling.settle(scaler, optimizer, skip=bool(audit.skipped) or len(audit.rejected) > self.reducer.f)
+            too_many = len(audit.rejected) > (self.reducer.f or 0)
+            scaling.settle(scaler, optimizer, skip=bool(audit.skipped) or too_many)
         self._report(trainer, pl_module, optimizer, audit)
 
     def _report(self, trainer: Any, pl_module: Any, optimizer: Any, audit: StepAudit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -44,6 +45,7 @@ class RobustReducer:
 
     Attributes
     ----------
+    f : ranks that may lie or break, as it was declared; else, once attached, as many as the rule bears.
     audit : the `StepAudit` of the last reduction.
     sound : False if this rank's gradient must not count, whatever it is; True again after each reduction.
     weigh : whether to find each rank's weight; for column rules that takes about as long as the rule itself.
@@ -69,7 +71,7 @@ class RobustReducer:
             raise SpecError(f"{self.operator} remembers vectors, and {what}: leave the memory or that out")
         if overlap and trust == "gather":
             raise SpecError("overlap=True needs trust='shard'")
-        self.f = self.operator.declared if f is None else f
+        self.f = self.operator.made_for if f is None else f
         self.overlap, self.trust = overlap, trust
         self.audit = StepAudit(str(self.operator))
         self.sound = self.weigh = True
@@ -92,6 +94,9 @@ class RobustReducer:
         """Take over from DDP's own reduction, after a trial of the operator. To be called on all ranks."""
         check_model(model)
         self._try(model)
+        if self.f is None:
+            n = model.process_group.size()
+            self.f = max(0, math.ceil((self.operator.bounds(n, 0, None).breakdown or 0) * n) - 1)
         self._overlap = Overlap(self.operator, model.process_group) if self.overlap else None
         # without annotations: torch reads them, and not as strings
         model.register_comm_hook(None, lambda _, bucket: self._hook(bucket))
