@@ -29,12 +29,12 @@ PLAIN = "DDP all_reduce"
 CONTESTANTS: dict[str, dict[str, Any] | None] = {
     PLAIN: None,
     "mean, sharded": {"operator": "mean"},
-    "krum, sharded": {"operator": "krum(f=0, strict=False)"},
+    "krum, sharded": {"operator": "krum(f=0, neighbors=n-f-1, strict=False)"},
     "median, sharded": {"operator": "median"},
     "median, sharded, with weights": {"operator": "median", "weigh": True},
-    "krum, overlap": {"operator": "krum(f=0, strict=False)", "options": {"overlap": True}},
+    "krum, overlap": {"operator": "krum(f=0, neighbors=n-f-1, strict=False)", "options": {"overlap": True}},
     "median, overlap": {"operator": "median", "options": {"overlap": True}},
-    "krum, naive all-gather": {"operator": "krum(f=0, strict=False)", "options": {"trust": "gather"}},
+    "krum, naive all-gather": {"operator": "krum(f=0, neighbors=n-f-1, strict=False)", "options": {"trust": "gather"}},
     "median, naive all-gather": {"operator": "median", "options": {"trust": "gather"}},
 }
 

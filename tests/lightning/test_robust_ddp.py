@@ -100,6 +100,14 @@ def test_a_rank_without_a_good_batch_is_left_out(four: Found, batches: str, rank
     assert found["left out"] == {rank: 15}
 
 
+def test_only_gathering_survives_a_rank_that_falsifies_its_share(four: Found) -> None:
+    """The threat model, in both directions."""
+    found = four["uses"]["falsified"]
+    assert found["shard"]["largest"] > 100
+    assert found["gather"]["largest"] < 10
+    assert found["gather"]["accuracy"] > 0.9
+
+
 def test_what_is_logged(four: Found) -> None:
     found = four["uses"]["logged"]
     assert {"robust/rejected", "robust/seconds", *(f"robust/weight/{rank}" for rank in range(4))} <= set(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch as pl
 import pytorch_lightning
@@ -16,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from byzflow.errors import ByzflowError
-from byzflow_lightning import RobustDDP, RobustReducer
+from byzflow_lightning import RobustDDP, RobustReducer, exchange
 from tests.lightning.model import Liar, Manual, Net, blobs
 from tests.lightning.run import QUIET, RANK, WORLD, fit, flat, fresh, half, identical
 
@@ -97,6 +98,24 @@ def starved() -> dict[str, Any]:
             "identical": identical(flat(module), *module.buffers()),
             "left out": robust.reducer.times_left_out,
         }
+    return found
+
+
+def falsified() -> dict[str, Any]:
+    """The last rank falsifies whatever it is to share: its part of the result, or its gradient where it has no part."""
+    honest = exchange.start_gather
+
+    def lying(row: torch.Tensor, mine: torch.Tensor, group: Any) -> list[Any]:
+        if RANK == WORLD - 1 and mine.is_floating_point():
+            mine.fill_(100.0)
+        return honest(row, mine, group)
+
+    found: dict[str, Any] = {}
+    for trust in ("shard", "gather"):
+        module = fresh(Net)
+        with mock.patch.object(exchange, "start_gather", lying):
+            fit(module, {}, {"max_epochs": 3}, RobustDDP("median", f=1, trust=trust))
+        found[trust] = {"accuracy": module.accuracy(), "largest": float(flat(module).abs().max())}
     return found
 
 
