@@ -85,7 +85,8 @@ def start_gather(row: Tensor, mine: Tensor, group: dist.ProcessGroup) -> list[An
     """Fill `row` with the `mine` of all ranks, in order; `mine` may be its own place in there. To be waited for."""
     n, rank = group.size(), group.rank()
     if dist.get_backend(group) != "gloo":
-        return [dist.all_gather_into_tensor(row, mine, group=group, async_op=True)]
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the newer name first
+        return [gather(row, mine, group=group, async_op=True)]
     # gloo's all_gather takes new memory each time: three times as long as the n - 1 messages themselves
     places = row.view(n, -1)
     works = [dist.isend(mine, group=group, group_dst=(rank + k) % n) for k in range(1, n)]
