@@ -30,6 +30,7 @@ def everything() -> dict[str, Any]:
         overlap,
         skipped,
         starved,
+        falsified,
         logged,
         resumed,
         other_world,
