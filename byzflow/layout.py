@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -44,6 +44,8 @@ class Layout:
     device: torch.device
     arrays: bool = False  # rows came as numpy arrays
     stacked: bool = True  # rows came as one (n, ...) tensor or array
+    total: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
+    """For a shard of longer rows: makes a sum over its coordinates the sum over all, on every shard at once."""
 
     @cached_property
     def d(self) -> int:
@@ -65,6 +67,17 @@ class Layout:
         """The layout of these coordinates alone, a vector without a name."""
         size = span.stop - span.start
         return Layout((Leaf(None, (size,), self.leaves[span.leaf].dtype, size),), self.device, stacked=False)
+
+    def everywhere(self, *sums: Tensor) -> list[Tensor]:
+        """What was summed over these coordinates, or found in some of them (bool), for the whole rows."""
+        if self.total is None:
+            return [*sums]
+        flat = self.total(torch.cat([each.double().flatten() for each in sums]))  # one message, however many
+        parts = flat.split_with_sizes([each.numel() for each in sums])
+        return [
+            (part > 0 if each.dtype == torch.bool else part).view(each.shape)
+            for each, part in zip(sums, parts, strict=True)
+        ]
 
     def empty(self, count: int) -> list[Flat]:
         """Uninitialised room for `count` answers."""

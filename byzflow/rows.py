@@ -10,7 +10,7 @@ between two stages of a chain never exist as a whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,15 @@ class Rows(Arranged):
         leaves = tuple(Leaf(name, tuple(value.shape), value.dtype, value.numel()) for name, value in first)
         layout = Layout(leaves, first[0][1].device, _is_array(rows[0]), stacked=False)
         return cls(tuple(_flat(i, row, layout) for i, row in enumerate(rows)), layout)
+
+    def shard(self, total: Callable[[Tensor], Tensor]) -> Rows:
+        """These rows as one shard of longer ones, whose other coordinates are elsewhere.
+
+        `total` takes a float64 vector on the CPU and returns its sum over all shards, the same to the last bit on
+        each. It is called equally often on all of them, so an operator runs on every shard at once; each gets its
+        part of the result, and the same weights, rejections and errors.
+        """
+        return Rows(self.sources, replace(self.layout, total=total))
 
     @property
     def n(self) -> int:

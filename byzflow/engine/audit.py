@@ -28,7 +28,7 @@ def column_weights(
     spans = list(layout.spans(max(1, layout.d // PLACES)))
     spans = spans[:: max(1, len(spans) // (2 * PLACES))]  # of many small leaves, some
     wide = max(1, COLUMNS // max(1, len(spans)))
-    seen = 0
+    seen, unknown = 0, torch.tensor(False)
     with torch.inference_mode(False), torch.enable_grad():
         mixing = None if mixing is None else mixing.clone()  # autograd takes nothing made in inference mode
         total = torch.zeros(parts[0].n if mixing is None else mixing.shape[0], dtype=torch.float64)
@@ -38,11 +38,15 @@ def column_weights(
             x = (x if mixing is None else combined(mixing.to(x.device), x)).requires_grad_()
             out = columns(x)
             if not out.requires_grad:
-                return None
+                unknown = torch.tensor(True)
+                break
             (share,) = torch.autograd.grad(out.sum(), x)
             total += share.sum(1).cpu()
             seen += out.numel()
-    mean = (total / max(1, seen)).unsqueeze(0)
+    total, counted, unknown = layout.everywhere(total, torch.tensor(seen), unknown)
+    if bool(unknown):
+        return None
+    mean = (total / counted.clamp(min=1)).unsqueeze(0)
     return mean if mixing is None else mean @ mixing
 
 
@@ -55,4 +59,5 @@ def distances(rows: AnyRows, value: Rows) -> Tensor:
     for span in rows.layout.spans(width(rows)):
         difference = saturated(rows.tile(span)).sub_(saturated(value.tile(span)))
         squares += difference.square_().sum(1)
-    return squares.sqrt().cpu()
+    (squares,) = rows.layout.everywhere(squares.cpu())
+    return squares.sqrt()

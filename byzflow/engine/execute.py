@@ -21,7 +21,7 @@ from byzflow.engine.audit import column_weights
 from byzflow.engine.extras import extras_for, spread
 from byzflow.engine.passes import column_pass, combine_pass, gram_pass, norm_pass
 from byzflow.engine.report import Aggregation
-from byzflow.errors import ByzflowError, ExtraError, NonFiniteRows
+from byzflow.errors import ByzflowError, ExtraError, NonFiniteRows, RowsError
 from byzflow.gram import Gram
 from byzflow.layout import Flat
 from byzflow.operators import (
@@ -112,8 +112,9 @@ class Work:
         """The Gram of `rows`; a pass over the data if there is none yet."""
         if self.gram is None:
             inner, _ = gram_pass(self.rows, self.parts[1:])
+            (inner,) = self.rows.layout.everywhere(inner)
             self.gram = Gram(inner, self.rows.n, dict(self.names), infinite)
-        if self.gram.source is None:
+        if self.gram.source is None and self.rows.layout.total is None:
             self.gram = replace(self.gram, source=self.rows)
         return self.gram
 
@@ -149,6 +150,8 @@ def execute(
     for name in extras.keys() - operator.accepts:
         takes = ", ".join(sorted(operator.accepts)) or "no extras"
         raise ExtraError(f"{operator} does not take {name!r}; it takes {takes}")
+    if rows.layout.total is not None:
+        _check_shards(operator)
     first = operator.stages[0] if isinstance(operator, Chain) else operator
     if isinstance(first, CoordinateWise) and not isinstance(first, Mixing):
         return _by_column(first, rows, nonfinite, extras, audit)
@@ -158,6 +161,13 @@ def execute(
     return _by_gram(operator, rows, nonfinite, extras, audit)
 
 
+def _check_shards(operator: Operator) -> None:
+    """RowsError for what looks at whole rows; what looks at some coordinates is refused by its Gram."""
+    for stage in operator.stages if isinstance(operator, Chain) else (operator,):
+        if isinstance(stage, RowsOperator) or (isinstance(stage, Mixing) and type(stage).finish is not Mixing.finish):
+            raise RowsError(f"{stage} needs whole rows, and here each place has some of their coordinates")
+
+
 def _by_column(
     operator: CoordinateWise, rows: AnyRows, nonfinite: Nonfinite, extras: Mapping[str, Any], audit: bool
 ) -> Aggregation:
@@ -165,12 +175,15 @@ def _by_column(
     operator.check(rows.n)
     everything = tuple(range(rows.n))
     call = Call(operator, rows, everything, {}, extras_for(extras, everything, rows.n), nonfinite, None)
+    problem: ByzflowError | None = None
     try:
         answers, bad = column_pass(rows, call.columns(operator), rule=call.rule(operator, rows.n))
-    except ByzflowError:  # of the extras of a row that is not to take part, perhaps
+    except ByzflowError as error:  # of the extras of a row that is not to take part, perhaps
         answers, bad = column_pass(rows, lambda tile: tile[0])
-        if nonfinite != "reject" or not bool(bad.any()):
-            raise
+        problem = error
+    (bad,) = rows.layout.everywhere(bad)
+    if problem is not None and (nonfinite != "reject" or not bool(bad.any())):
+        raise problem
     call = _filter(operator, rows, bad, nonfinite, extras)
     assert isinstance(call.operator, CoordinateWise)
     if bool(bad.any()):
@@ -262,8 +275,11 @@ def _produced(
 
 
 def _shows_nonfinite(rows: AnyRows) -> bool:
-    """Whether NaN and Inf outlast a combination (Inf in float64 is saturated), and looking for them is cheap."""
-    return rows.layout.dtype == torch.float32 and rows.layout.device.type == "cpu"
+    """Whether NaN and Inf outlast a combination (Inf in float64 is saturated), and looking for them is cheap.
+
+    Not on shards, which would find different things.
+    """
+    return rows.layout.total is None and rows.layout.dtype == torch.float32 and rows.layout.device.type == "cpu"
 
 
 def _shows_all_finite(work: Work, answers: list[Flat]) -> bool:
@@ -286,7 +302,7 @@ def _begin(
             torch.zeros(rows.n, dtype=torch.bool),
         )
     else:
-        inner, bad = norm_pass(rows) if light else gram_pass(rows, list(vectors.values()))
+        inner, bad = rows.layout.everywhere(*(norm_pass(rows) if light else gram_pass(rows, list(vectors.values()))))
     gram = Gram(inner, rows.n, {name: each.n for name, each in vectors.items()}, norms_only=light)
     for name in vectors:
         points = list(gram.points(name))

@@ -129,8 +129,8 @@ def test_help_answers_at_once(record_property: Callable[[str, object], None]) ->
     assert best < 1.0
 
 
-@pytest.mark.parametrize("name", ["byzflow", "byzflow_flower"])
+@pytest.mark.parametrize("name", ["byzflow", "byzflow_flower", "byzflow_lightning"])
 def test_importing_a_package_imports_nothing_heavy(name: str) -> None:
-    script = f"import {name}, sys; print(sorted({{'torch', 'numpy', 'flwr', 'ray'}} & set(sys.modules)))"
+    script = f"import {name}, sys; print(sorted({{'torch', 'numpy', 'flwr', 'ray', 'lightning'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr

@@ -14,7 +14,14 @@ from hatchling.builders.wheel import WheelBuilder
 
 from tests.packaging.stranger import ROOT, run
 
-PACKAGES = {"byzflow", "byzflow_aggregators", "byzflow_preaggregators", "byzflow_attacks", "byzflow_flower"}
+PACKAGES = {
+    "byzflow",
+    "byzflow_aggregators",
+    "byzflow_preaggregators",
+    "byzflow_attacks",
+    "byzflow_flower",
+    "byzflow_lightning",
+}
 
 
 def wheel_of(root: Path, folder: Path) -> Path:
