@@ -8,7 +8,12 @@
     ├── NotEnoughSenders(ValueError)     n is below the operator's bound for its f
     ├── ExtraError(TypeError)            an extra argument that is missing, unknown or of the wrong size
     ├── LimitExceeded(RuntimeError)      an exact search larger than its limit
-    └── PluginError(RuntimeError)        a plugin that does not load, or claims what another one has
+    ├── PluginError(RuntimeError)        a plugin that does not load, or claims what another one has
+    ├── GraphError(ValueError)           a graph that cannot run: names, inputs, outputs
+    │   ├── UnknownDependency            a node needs one that is not there
+    │   └── GraphCycle                   nodes need each other
+    ├── MessageTimeout(TimeoutError)     a message did not come in time
+    └── MailboxFull(RuntimeError)        more messages than a mailbox may keep
 
     WeakAttack(UserWarning)              a warning: an attack that attacks nobody with these n and f
 
@@ -66,6 +71,26 @@ class LimitExceeded(ByzflowError, RuntimeError):
 
 class PluginError(ByzflowError, RuntimeError):
     """A plugin does not load, or claims a name that another one has."""
+
+
+class GraphError(ByzflowError, ValueError):
+    """A graph cannot run, or not with these inputs."""
+
+
+class UnknownDependency(GraphError):
+    """A node needs one that is not there."""
+
+
+class GraphCycle(GraphError):
+    """Nodes need each other."""
+
+
+class MessageTimeout(ByzflowError, TimeoutError):
+    """A message did not come in time."""
+
+
+class MailboxFull(ByzflowError, RuntimeError):
+    """More messages wait than a mailbox may keep."""
 
 
 class WeakAttack(UserWarning):
