@@ -12,6 +12,8 @@
     ├── GraphError(ValueError)           a graph that cannot run: names, inputs, outputs
     │   ├── UnknownDependency            a node needs one that is not there
     │   └── GraphCycle                   nodes need each other
+    ├── ActorError(RuntimeError)         a worker, an object on one, or a channel that is not there
+    │   └── WorkerDied                   a worker ended before it answered
     ├── MessageTimeout(TimeoutError)     a message did not come in time
     └── MailboxFull(RuntimeError)        more messages than a mailbox may keep
 
@@ -83,6 +85,14 @@ class UnknownDependency(GraphError):
 
 class GraphCycle(GraphError):
     """Nodes need each other."""
+
+
+class ActorError(ByzflowError, RuntimeError):
+    """A worker, an object on one, or a channel that is not there."""
+
+
+class WorkerDied(ActorError):
+    """A worker ended before it answered."""
 
 
 class MessageTimeout(ByzflowError, TimeoutError):

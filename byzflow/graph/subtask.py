@@ -25,6 +25,11 @@ class SubTask:
     require: bool = False
     max_retries: int = 0
 
+    @property
+    def label(self) -> str:
+        """Its name, for messages; the function's if it has none."""
+        return self.name or getattr(self.fn, "__name__", str(self.fn))
+
 
 class Pool(Protocol):
     """What a graph needs of a pool of workers."""
