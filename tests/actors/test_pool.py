@@ -166,14 +166,14 @@ def test_a_dead_worker_is_replaced_and_its_call_tried_again_if_it_may() -> None:
             return made[-1]
 
         async with ActorPool([ActorPoolConfig(make, 2)], max_restarts=100) as pool:
-            tasks = [SubTask(echo, (k,), max_retries=3) for k in range(100)]
+            tasks = [SubTask(echo, (k,), max_retries=20) for k in range(100)]
             assert await pool.run_many(tasks) == list(range(100))
             assert len(made) > 30
             with pytest.raises(
                 WorkerDied, match=r"died with its worker 'worker-\d' .*; tried 1 times, allowed retries: 0"
             ):
                 await pool.run_many([SubTask(echo, (0,)) for _ in range(10)])
-            assert await pool.run_subtask(SubTask(echo, (0,), max_retries=3)) == 0
+            assert await pool.run_subtask(SubTask(echo, (0,), max_retries=20)) == 0
 
     asyncio.run(main())
 
