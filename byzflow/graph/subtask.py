@@ -28,7 +28,7 @@ class SubTask:
     @property
     def label(self) -> str:
         """Its name, for messages; the function's if it has none."""
-        return self.name or getattr(self.fn, "__name__", str(self.fn))
+        return self.name or str(getattr(self.fn, "__name__", self.fn))
 
 
 class Pool(Protocol):
