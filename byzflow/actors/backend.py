@@ -14,6 +14,7 @@ from byzflow.graph.messages import Message
 # Imported when first used; what plugins offer is added to these by the hook `byzflow_backends`.
 BUILT_IN = {
     "thread": "byzflow.actors.thread:ThreadBackend",
+    "process": "byzflow.actors.process:ProcessBackend",
 }
 
 

@@ -19,7 +19,7 @@ from byzflow.graph import NodeScheduler, make_single_operator_graph
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("url", ["thread:"])
+@pytest.mark.parametrize("url", ["thread:", "process:"])
 def test_contract(url: str, check: Any) -> None:
     asyncio.run(_checked(check, url, {}))
 
