@@ -15,6 +15,8 @@
     robustness   what is proven of a rule: theory
     worst_case   looks for rows that a rule does badly on
     engine/      the two passes over the rows, and the report
+    graph/       computation graphs and what runs them
+    actors/      workers on threads, processes, other machines
     testing      the contract every plugin must pass
     cli/         one command a file
 

@@ -8,7 +8,16 @@
     ├── NotEnoughSenders(ValueError)     n is below the operator's bound for its f
     ├── ExtraError(TypeError)            an extra argument that is missing, unknown or of the wrong size
     ├── LimitExceeded(RuntimeError)      an exact search larger than its limit
-    └── PluginError(RuntimeError)        a plugin that does not load, or claims what another one has
+    ├── PluginError(RuntimeError)        a plugin that does not load, or claims what another one has
+    ├── GraphError(ValueError)           a graph that cannot run: names, inputs, outputs
+    │   ├── UnknownDependency            a node needs one that is not there
+    │   └── GraphCycle                   nodes need each other
+    ├── ActorError(RuntimeError)         a worker, an object on one, or a channel that is not there
+    │   ├── WorkerDied                   a worker ended before it answered
+    │   ├── LinkClosed                   a connection ended
+    │   └── RemoteError                  an error on another machine whose type is not known here
+    ├── MessageTimeout(TimeoutError)     a message did not come in time
+    └── MailboxFull(RuntimeError)        more messages than a mailbox may keep
 
     WeakAttack(UserWarning)              a warning: an attack that attacks nobody with these n and f
 
@@ -17,8 +26,10 @@ Each message is one line: what is wrong, the bound, the value, and the next step
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class ByzflowError(Exception):
@@ -68,6 +79,42 @@ class PluginError(ByzflowError, RuntimeError):
     """A plugin does not load, or claims a name that another one has."""
 
 
+class GraphError(ByzflowError, ValueError):
+    """A graph cannot run, or not with these inputs."""
+
+
+class UnknownDependency(GraphError):
+    """A node needs one that is not there."""
+
+
+class GraphCycle(GraphError):
+    """Nodes need each other."""
+
+
+class ActorError(ByzflowError, RuntimeError):
+    """A worker, an object on one, or a channel that is not there."""
+
+
+class WorkerDied(ActorError):
+    """A worker ended before it answered."""
+
+
+class LinkClosed(ActorError):
+    """A connection ended."""
+
+
+class RemoteError(ActorError):
+    """An error on another machine whose type is not known here."""
+
+
+class MessageTimeout(ByzflowError, TimeoutError):
+    """A message did not come in time."""
+
+
+class MailboxFull(ByzflowError, RuntimeError):
+    """More messages wait than a mailbox may keep."""
+
+
 class WeakAttack(UserWarning):
     """An attack that, with these n and f, moves no aggregation away from the honest mean."""
 
@@ -79,6 +126,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(names) or 'none'}"
+
+
+def told(error: BaseException) -> list[str]:
+    """An error as plain data, for another machine: its type's name and its message."""
+    return [type(error).__name__, str(error)]
+
+
+def restored(data: Any) -> Exception:
+    """The error that was told: of its own type if that is Python's or byzflow's, else a RemoteError."""
+    match data:
+        case [str(name), str(message)]:
+            known = globals().get(name) or getattr(builtins, name, None)
+            if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, Warning):
+                try:
+                    error = known(message)
+                except TypeError:  # takes other arguments
+                    return RemoteError(f"{name}: {message}")
+                return error
+            return RemoteError(f"{name}: {message}")
+    return RemoteError("an error that cannot be read")
 
 
 def one_line(error: BaseException) -> str:

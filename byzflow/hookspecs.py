@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from byzflow.actors.backend import Backend
     from byzflow.operators import Attack, Operator, PreAggregator
 
 hookspec = pluggy.HookspecMarker("byzflow")
@@ -36,4 +37,10 @@ def byzflow_preaggregators() -> list[type[PreAggregator]]:
 @hookspec
 def byzflow_attacks() -> list[type[Attack]]:
     """Operator classes that make f Byzantine rows from h honest ones."""
+    return []
+
+
+@hookspec
+def byzflow_backends() -> list[type[Backend]]:
+    """Backend classes: workers for URLs that begin with their `scheme`."""
     return []

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pluggy
 
 from byzflow import hookspecs
 from byzflow.errors import PluginError, UnknownOperator, did_you_mean, one_line
 from byzflow.operators import Attack, Operator, PreAggregator
+
+if TYPE_CHECKING:
+    from byzflow.actors.backend import Backend
 
 GROUP = "byzflow"
 DISABLE = "BYZFLOW_DISABLE_PLUGINS"
@@ -36,10 +40,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """Operator classes by name; `names` maps every name and alias to the one entry."""
+    """Operator classes by name; `names` maps every name and alias to the one entry. Backends by their scheme."""
 
     entries: tuple[Entry, ...]
     names: Mapping[str, Entry]
+    backends: Mapping[str, type[Backend]] = field(default_factory=dict)
 
     def find(self, name: str, kind: str | None = None) -> Entry:
         """The entry of a name or alias, `-` read as `_` and case ignored; UnknownOperator suggests."""
@@ -57,7 +62,11 @@ class Registry:
     def including(self, operators: Iterable[type[Operator]]) -> Registry:
         """With these classes too, where their names are free: for operators that no plugin registers."""
         new = tuple(Entry(o, "aggregator", "none", "none") for o in operators if canonical(o.name) not in self.names)
-        return Registry((*self.entries, *new), {**self.names, **{canonical(e.operator.name): e for e in new}})
+        return replace(
+            self,
+            entries=(*self.entries, *new),
+            names={**self.names, **{canonical(e.operator.name): e for e in new}},
+        )
 
 
 def canonical(name: str) -> str:
@@ -147,7 +156,18 @@ def _collect(manager: pluggy.PluginManager, points: Mapping[str, EntryPoint]) ->
                             f"plugins {other.plugin!r} (package {other.package}) and {plugin!r} (package {package}) "
                             f"both claim the operator name {name!r}: set {DISABLE} to one of them"
                         )
-    return Registry(tuple(entries), names)
+    return Registry(tuple(entries), names, _backends(manager))
+
+
+def _backends(manager: pluggy.PluginManager) -> dict[str, type[Backend]]:
+    found: dict[str, type[Backend]] = {}
+    for backend in (each for offered in manager.hook.byzflow_backends() for each in offered):
+        if found.setdefault(backend.scheme, backend) is not backend:
+            raise PluginError(
+                f"two plugins claim the backend scheme {backend.scheme!r}: {found[backend.scheme].__module__} and "
+                f"{backend.__module__}; set {DISABLE} to one of them"
+            )
+    return found
 
 
 def _package(point: EntryPoint) -> str:

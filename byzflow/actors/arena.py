@@ -1,0 +1,116 @@
+"""Memory that two processes share, from anonymous file descriptors: no names, nothing left after a kill.
+
+The sender owns the slots and reuses them; a slot is free again once nothing at the receiver's end refers to it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+
+ALIGN = 64  # bytes: vector loads do not cross lines
+SMALLEST = 1 << 16
+KEEP = 1 << 28  # bytes of free slots that wait to be used again
+
+
+@dataclass
+class Slot:
+    """A mapped piece of shared memory."""
+
+    number: int
+    fd: int
+    memory: mmap.mmap
+    size: int
+    busy: bool = False
+    known: bool = False  # at the other end
+
+
+def places(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where buffers of these sizes lie in a slot, one after the other and aligned, and where they end."""
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // ALIGN) * ALIGN
+    return offsets, end
+
+
+class Arena:
+    """The slots of one sender."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, Slot] = {}
+        self._next = 0
+
+    def place(self, buffers: Sequence[memoryview]) -> tuple[Slot, list[int]]:
+        """Copy the buffers into a slot, the smallest free one or a new one; returns where each begins."""
+        offsets, total = places([buffer.nbytes for buffer in buffers])
+        fits = [slot for slot in self.slots.values() if not slot.busy and slot.size >= total]
+        slot = min(fits, key=lambda each: each.size, default=None) or self._new(total)
+        slot.busy = True
+        for buffer, offset in zip(buffers, offsets, strict=True):
+            source = np.frombuffer(buffer, np.uint8)
+            np.frombuffer(slot.memory, np.uint8, source.size, offset)[:] = source
+        return slot, offsets
+
+    def free(self, number: int) -> bool:
+        """The receiver is done with a slot; true if it goes back to the system, and the receiver is to forget it."""
+        slot = self.slots[number]
+        slot.busy = False
+        if sum(each.size for each in self.slots.values() if not each.busy) <= KEEP:
+            return False
+        self._drop(slot)
+        return True
+
+    def close(self) -> None:
+        """Give all slots back; the receiver's own mappings stay until it drops them."""
+        for slot in tuple(self.slots.values()):
+            self._drop(slot)
+
+    def _new(self, size: int) -> Slot:
+        size = max(SMALLEST, 1 << (size - 1).bit_length() if size < KEEP else -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        fd = os.memfd_create("byzflow", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        self._next += 1
+        slot = Slot(self._next, fd, mmap.mmap(fd, size), size)
+        self.slots[slot.number] = slot
+        return slot
+
+    def _drop(self, slot: Slot) -> None:
+        del self.slots[slot.number]
+        os.close(slot.fd)  # the mapping goes with its last reference
+
+
+class Mirror:
+    """The same slots, seen by the receiver."""
+
+    def __init__(self, done: Callable[[int], Any]) -> None:
+        """`done(number)` is called, on any thread, once nothing here refers to what a slot held."""
+        self._memory: dict[int, mmap.mmap] = {}
+        self._done = done
+
+    def map(self, number: int, fd: int) -> None:
+        """Take in a new slot; the descriptor is closed."""
+        try:
+            self._memory[number] = mmap.mmap(fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+
+    def views(self, number: int, spans: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """The buffers (offset, size) of a slot, in place; the slot is done when all of them are gone."""
+        lease = np.frombuffer(self._memory[number], np.uint8)
+        finalize(lease, self._done, number).atexit = False
+        return [lease[offset : offset + size].data for offset, size in spans]
+
+    def forget(self, number: int) -> None:
+        """The sender gave a slot back."""
+        self._memory.pop(number, None)
+
+    def close(self) -> None:
+        """Drop all mappings that nothing refers to."""
+        self._memory.clear()

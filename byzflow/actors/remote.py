@@ -1,0 +1,115 @@
+"""A worker at the other end of a link: what is asked of it here, and how it answers there."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from byzflow.actors.backend import Backend
+from byzflow.actors.host import Host, Route
+from byzflow.actors.link import Link
+from byzflow.actors.rpc import Rpc
+from byzflow.errors import ActorError, WorkerDied
+from byzflow.graph.messages import Message
+
+
+class LinkBackend(Backend):
+    """A backend whose worker is at the other end of a link; a subclass says how the link is made."""
+
+    def __init__(self) -> None:
+        self._rpc: Rpc | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._route: Route | None = None
+
+    @abstractmethod
+    async def connect(self, name: str) -> Link:
+        """A link to a fresh worker of this name. Raises ActorError if there is none to be had."""
+
+    async def start(self, name: str, route: Route | None = None) -> None:
+        """Connect."""
+        self._route = route
+        self._rpc = Rpc(await self.connect(name), self._asked)
+        self._running = asyncio.create_task(self._rpc.run())
+
+    async def call(self, fn: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """fn(*args, **kwargs) there."""
+        return await self._ask("call", self.named(fn), list(args), dict(kwargs or {}))
+
+    async def create(self, cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, list[str]]:
+        """A new object there."""
+        number, methods = await self._ask("create", self.named(cls), list(args), dict(kwargs))
+        return number, methods
+
+    async def invoke(self, number: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A method of an object there."""
+        return await self._ask("invoke", number, method, list(args), dict(kwargs))
+
+    async def drop(self, number: int) -> None:
+        """Forget an object there."""
+        with suppress(WorkerDied):
+            await self._ask("drop", number)
+
+    async def deliver(self, message: Message) -> None:
+        """Into the worker's mailbox."""
+        await self._ask("deliver", message.message_type, message.payload, message.sender)
+
+    async def receive(self, channel: str, timeout: float | None = None) -> Message:
+        """From the worker's mailbox."""
+        return Message(*await self._ask("receive", channel, timeout))
+
+    async def close(self) -> None:
+        """End the link, and with it the worker."""
+        if self._rpc is not None:
+            await self._rpc.close()
+        if self._running is not None:
+            await asyncio.wait([self._running])
+
+    def named(self, fn: Any) -> Any:
+        """What stands for a function or class on the way: itself, within one trust domain."""
+        return fn
+
+    async def _ask(self, kind: str, *arguments: Any) -> Any:
+        if self._rpc is None:
+            raise WorkerDied(f"this {self.scheme} worker was never started")
+        return await self._rpc.request(kind, *arguments)
+
+    async def _asked(self, kind: str, arguments: list[Any]) -> None:
+        """What the worker itself may ask for: to carry a message, in its own name."""
+        if kind != "route" or self._route is None:
+            raise ActorError(f"a worker may not ask for {kind!r}")
+        to, message = arguments[0], Message(*arguments[1:])
+        await self._route(to, message)
+
+
+async def serve(link: Link, name: str, find: Callable[[Any], Any] = lambda fn: fn) -> None:
+    """Be the worker at this end, until the link ends. `find` turns what stands for a function into it."""
+
+    async def route(to: str, message: Message) -> None:
+        await rpc.request("route", to, message.message_type, message.payload, message.sender)
+
+    async def answer(kind: str, arguments: list[Any]) -> Any:
+        match kind, arguments:
+            case "call", [fn, args, kwargs]:
+                return await host.call(find(fn), args, kwargs)
+            case "create", [cls, args, kwargs]:
+                return list(await host.create(find(cls), args, kwargs))
+            case "invoke", [int(number), str(method), args, kwargs]:
+                return await host.invoke(number, method, args, kwargs)
+            case "drop", [int(number)]:
+                return host.drop(number)
+            case "deliver", [str(channel), payload, sender]:
+                return host.deliver(Message(channel, payload, sender))
+            case "receive", [str(channel), timeout]:
+                message = await host.receive(channel, timeout)
+                return [message.message_type, message.payload, message.sender]
+        raise ActorError(f"no such request: {kind!r} with {len(arguments)} arguments")
+
+    host = Host(name, route)
+    rpc = Rpc(link, answer)
+    try:
+        await rpc.run()
+    finally:
+        host.close()

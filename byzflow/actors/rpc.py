@@ -1,0 +1,114 @@
+"""Requests and answers over a link, in both directions at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from byzflow.actors.link import Frame, Link
+from byzflow.errors import ActorError, LinkClosed, WorkerDied, restored, told
+
+Handle = Callable[[str, list[Any]], Awaitable[Any]]
+RESULT, ERROR, CANCEL = "result", "error", "cancel"
+
+
+class Rpc:
+    """One end of a link over which both ends ask and answer.
+
+    Each request is answered once, by a result or an error; a cancelled one is cancelled at the other end, and its
+    caller waits until that has answered. When the link ends, whatever waits raises WorkerDied, and what runs here for
+    the other end is cancelled.
+    """
+
+    def __init__(self, link: Link, handle: Handle, *, limit: int = 1024) -> None:
+        """`handle(kind, arguments)` answers the other end; at most `limit` requests of it are in work."""
+        self.link = link
+        self._handle, self._limit = handle, limit
+        self._numbers = count(1)
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._served: dict[int, asyncio.Task[None]] = {}
+        self._closed = ""
+
+    async def run(self) -> None:
+        """Receive until the link ends; start this as a task."""
+        try:
+            while True:
+                self._take(await self.link.recv())
+        except LinkClosed as error:
+            self._end(str(error))
+        finally:
+            self._end("the worker's connection ended")
+            await self.link.close()
+
+    async def request(self, kind: str, *arguments: Any) -> Any:
+        """The other end's answer. Raises what it raised, or WorkerDied."""
+        if self._closed:
+            raise WorkerDied(self._closed)
+        number = next(self._numbers)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[number] = future
+        try:
+            try:
+                await self.link.send(Frame(kind, number, list(arguments)))
+            except LinkClosed as error:
+                raise WorkerDied(self._closed or str(error)) from None
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                with suppress(LinkClosed):
+                    await self.link.send(Frame(CANCEL, number))
+                await asyncio.wait([future])  # nothing is to be left running there
+            if not future.cancelled():
+                future.exception()  # seen
+            raise
+        finally:
+            self._asked.pop(number, None)
+
+    async def close(self, why: str = "the worker was closed") -> None:
+        """End the link and all that waits."""
+        self._end(why)
+        await self.link.close()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind in (RESULT, ERROR):
+            future = self._asked.get(frame.number)
+            if future is not None and not future.done():
+                if frame.kind == RESULT:
+                    future.set_result(frame.body)
+                else:
+                    future.set_exception(frame.body if isinstance(frame.body, Exception) else restored(frame.body))
+        elif frame.kind == CANCEL:
+            if task := self._served.get(frame.number):
+                task.cancel()
+        else:
+            task = asyncio.create_task(self._serve(frame, refused=len(self._served) >= self._limit))
+            self._served[frame.number] = task
+            task.add_done_callback(lambda _: self._served.pop(frame.number, None))
+
+    async def _serve(self, frame: Frame, refused: bool) -> None:
+        try:
+            if refused:
+                raise ActorError(f"{self._limit} requests are in work, which is the limit; wait for answers")
+            answer = Frame(RESULT, frame.number, await self._handle(frame.kind, frame.body))
+        except asyncio.CancelledError:
+            answer = Frame(ERROR, frame.number, told(ActorError("the call was cancelled")))
+        except Exception as error:
+            answer = Frame(ERROR, frame.number, error if self.link.trusted else told(error))
+        with suppress(LinkClosed):
+            try:
+                await self.link.send(answer)
+            except (TypeError, ValueError, ActorError) as error:  # a result, or an error, that cannot cross
+                await self.link.send(Frame(ERROR, frame.number, told(error)))
+
+    def _end(self, why: str) -> None:
+        if self._closed:
+            return
+        self._closed = why
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(WorkerDied(why))
+        for task in self._served.values():
+            task.cancel()

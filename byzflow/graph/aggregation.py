@@ -1,0 +1,42 @@
+"""byzflow's own operators as steps of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from byzflow.errors import GraphError
+from byzflow.graph.operator import OpContext, Operator
+
+
+class RobustOp(Operator):
+    """An aggregator, pre-aggregator or attack. Its rows are the first input of the node, the others its extras.
+
+    The engine runs it on threads of its own, which is as fast as a pool on the same host; the pool is left to
+    steps that it speeds up.
+    """
+
+    def __init__(self, operator: Any) -> None:
+        """`operator`: an operator, or a spec such as "nnm(f=2) | median"."""
+        if isinstance(operator, str):
+            from byzflow.spec import parse
+
+            operator = parse(operator)
+        self.operator = operator
+        self.name = str(operator)
+
+    @staticmethod
+    def takes(op: Any) -> bool:
+        """If `op` is one of byzflow's operators, or a spec."""
+        if isinstance(op, str):
+            return True
+        from byzflow.operators import Operator as Robust
+
+        return isinstance(op, Robust)
+
+    def compute(self, inputs: Mapping[str, Any], *, context: OpContext) -> Any:
+        """The rows aggregated, mixed, or attacked. Raises GraphError without an input."""
+        if not inputs:
+            raise GraphError(f"node {context.node_name!r}: {self.name} needs rows, its first input")
+        (_, rows), *extras = inputs.items()
+        return self.operator(rows, **dict(extras))

@@ -1,0 +1,102 @@
+"""Workers at the other end of a link, here over queues: the same contract."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Self
+
+import pytest
+
+from byzflow.actors.conformance import CHECKS, _checked, echo
+from byzflow.actors.link import Frame, Link, MemoryLink
+from byzflow.actors.remote import LinkBackend, serve
+from byzflow.actors.rpc import Rpc
+from byzflow.errors import ActorError, LinkClosed, NotEnoughSenders, RemoteError, WorkerDied, restored, told
+
+
+class Queued(LinkBackend):
+    scheme = "queued"
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        return cls()
+
+    async def connect(self, name: str) -> Link:
+        self.here, there = MemoryLink.pair()
+        self.serving = asyncio.create_task(serve(there, name))
+        return self.here
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(check: Any) -> None:
+    asyncio.run(_checked(check, Queued, {}))
+
+
+def test_when_the_link_ends_what_waits_raises() -> None:
+    async def main() -> None:
+        worker = Queued()
+        await worker.start("w")
+        waiting = asyncio.create_task(worker.receive("never"))
+        await asyncio.sleep(0.02)
+        await worker.here.close()
+        with pytest.raises(WorkerDied):
+            await waiting
+        with pytest.raises(WorkerDied):
+            await worker.call(echo, (1,))
+        await asyncio.wait_for(worker.serving, 5)
+        await worker.close()
+
+    asyncio.run(main())
+
+
+def test_a_flood_of_requests_is_refused_not_kept() -> None:
+    async def main() -> None:
+        here, there = MemoryLink.pair(1000)
+        gate = asyncio.Event()
+
+        async def handle(kind: str, arguments: list[Any]) -> None:
+            await gate.wait()
+
+        server = Rpc(there, handle, limit=3)
+        running = asyncio.create_task(server.run())
+        client = Rpc(here, handle)
+        reading = asyncio.create_task(client.run())
+        asked = [asyncio.create_task(client.request("x")) for _ in range(10)]
+        await asyncio.sleep(0.05)
+        gate.set()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert outcomes.count(None) == 3
+        assert sum(isinstance(each, ActorError) and "limit" in str(each) for each in outcomes) == 7
+        await client.close()
+        await asyncio.gather(running, reading)
+
+    asyncio.run(main())
+
+
+def test_answers_to_nothing_and_unknown_requests_do_no_harm() -> None:
+    async def main() -> None:
+        here, there = MemoryLink.pair()
+        serving = asyncio.create_task(serve(there, "w"))
+        await here.send(Frame("result", 77, None))
+        await here.send(Frame("cancel", 78))
+        for body in ([], [1, 2], ["x"] * 9):
+            await here.send(Frame("invoke", 1, body))
+            answer = await here.recv()
+            assert (answer.kind, answer.number) == ("error", 1)
+        await here.close()
+        await serving
+
+    asyncio.run(main())
+
+
+def test_errors_as_plain_data() -> None:
+    for error in (ValueError("a"), LinkClosed("b"), KeyError("c")):
+        again = restored(told(error))
+        assert type(again) is type(error)
+    again = restored(told(NotEnoughSenders("krum", 7, 6)))
+    assert isinstance(again, RemoteError)
+    assert "krum needs at least 7" in str(again)
+    for name in ("SystemExit", "print", "Iterable", "WeakAttack", "__import__", "nothing"):
+        assert type(restored([name, "x"])) is RemoteError
+    for nonsense in (None, 3, [], ["a"], ["a", 1], ["a", "b", "c"]):
+        assert type(restored(nonsense)) is RemoteError
