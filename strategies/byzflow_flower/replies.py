@@ -74,6 +74,8 @@ def sort_out(
     unanswered = Counter(asked)
     for message in messages:
         node = message.metadata.src_node_id
+        if message.has_error() and node not in asked:
+            continue  # the SuperLink's own word for a node that is gone: "no reply" below names that node
         if not unanswered[node]:
             # Beyond the replies that f is about: one who lies and then repeats itself must not make f smaller.
             rejected.append(Rejection(node, "it was not asked, or has answered already", malformed=False))

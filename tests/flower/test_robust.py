@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Error, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
@@ -330,3 +330,16 @@ def test_messages_are_the_wrapped_strategys_own() -> None:
     train(Robust(spy, "median"), grid(hostile={2: client(fails)}), 1)
     assert sorted(each.metadata.src_node_id for each in spy.replies) == [100, 101, 103, 104, 105, 106]
     assert len({bytes(each.content["arrays"]["layer.weight"].data) for each in spy.replies}) == 1
+
+
+def test_the_superlinks_word_for_a_lost_node_names_that_node_and_no_other() -> None:
+    class Telling(Losing):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            word = Message(Error(3, "node unavailable"), reply_to=messages[0])
+            vars(word.metadata)["_src_node_id"] = 1  # as Flower does
+            return [*super().send_and_receive(messages, timeout=timeout), word]
+
+    robust = Robust(FedAvg(fraction_evaluate=0.0), "trimmed_mean", f=2)
+    train(robust, Telling(grid(), lost={100}), 1)
+    assert [(each.node_id, each.reason) for each in robust.audit[0].rejected] == [(100, "no reply")]
