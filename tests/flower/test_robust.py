@@ -336,9 +336,10 @@ def test_the_superlinks_word_for_a_lost_node_names_that_node_and_no_other() -> N
     class Telling(Losing):
         def send_and_receive(self, messages, *, timeout=None):
             messages = list(messages)
-            word = Message(Error(3, "node unavailable"), reply_to=messages[0])
-            vars(word.metadata)["_src_node_id"] = 1  # as Flower does
-            return [*super().send_and_receive(messages, timeout=timeout), word]
+            words = [Message(Error(3, "node unavailable"), reply_to=each) for each in messages[:1]]
+            for word in words:
+                vars(word.metadata)["_src_node_id"] = 1  # as Flower does
+            return [*super().send_and_receive(messages, timeout=timeout), *words]
 
     robust = Robust(FedAvg(fraction_evaluate=0.0), "trimmed_mean", f=2)
     train(robust, Telling(grid(), lost={100}), 1)
