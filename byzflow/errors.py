@@ -14,6 +14,8 @@
     │   └── GraphCycle                   nodes need each other
     ├── ActorError(RuntimeError)         a worker, an object on one, or a channel that is not there
     │   ├── WorkerDied                   a worker ended before it answered
+    │   ├── WireError                    bytes, or a value, that may not cross to another machine
+    │   ├── KeyFault                     keys or certificates that cannot be used
     │   ├── LinkClosed                   a connection ended
     │   └── RemoteError                  an error on another machine whose type is not known here
     ├── MessageTimeout(TimeoutError)     a message did not come in time
@@ -101,6 +103,14 @@ class WorkerDied(ActorError):
 
 class LinkClosed(ActorError):
     """A connection ended."""
+
+
+class WireError(ActorError):
+    """Bytes, or a value, that may not cross to another machine."""
+
+
+class KeyFault(ActorError):
+    """Keys or certificates that cannot be used."""
 
 
 class RemoteError(ActorError):

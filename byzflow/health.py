@@ -38,6 +38,26 @@ def checks() -> list[Check]:
     ]
 
 
+def connection(url: str, keys: str | None) -> Check:
+    """The way to an actor server: there, trusted, of a version that fits, and how long an answer takes."""
+    import asyncio
+    import time
+
+    from byzflow.actors.backend import resolve
+
+    async def knock() -> str:
+        worker = resolve(url, **({} if keys is None else {"keys": keys}))
+        await worker.start("doctor")
+        try:
+            began = time.perf_counter()
+            await worker.drop(0)  # the least that is answered
+            return f"{url} answers in {1e3 * (time.perf_counter() - began):.1f} ms"
+        finally:
+            await worker.close()
+
+    return _attempt("connection", lambda: asyncio.run(knock()))
+
+
 def _attempt(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, "ok", look())

@@ -1,0 +1,39 @@
+"""`byzflow actor-server`: lend this host's workers to those whom it trusts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+import click
+
+
+@click.command(name="actor-server")
+@click.option("--listen", default="tcp://127.0.0.1:7000", show_default=True, help="Address; port 0 takes a free one.")
+@click.option("--keys", type=click.Path(path_type=Path), help="Folder of keys; needed beyond this host.")
+@click.option("--plain", is_flag=True, help="Go without encryption and authentication, with a warning.")
+@click.option("--connections", type=click.IntRange(1), default=128, show_default=True, help="At most so many at once.")
+def command(listen: str, keys: Path | None, plain: bool, connections: int) -> None:
+    """Serve workers until interrupted; each connection is one worker, and ends with it."""
+    from byzflow.actors.tcp import ActorServer
+    from byzflow.errors import ActorError
+
+    async def main() -> None:
+        server = ActorServer(listen, keys=keys, plain=plain, connections=connections)
+        ended = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(server)
+            except OSError as error:
+                raise ActorError(f"cannot listen at {listen}: {error.strerror}; is the port in use?") from None
+            click.echo(f"serving at {server.url}" + ("" if server.keys is None else ", TLS, trusted peers only"))
+            await ended.wait()
+        for peer, reasons in server.refused.items():
+            for reason, count in reasons.items():
+                click.echo(f"refused {count}x {peer}: {reason}")
+
+    asyncio.run(main())
