@@ -15,6 +15,7 @@ from byzflow.graph.messages import Message
 BUILT_IN = {
     "thread": "byzflow.actors.thread:ThreadBackend",
     "process": "byzflow.actors.process:ProcessBackend",
+    "cuda": "byzflow.actors.cuda:CudaBackend",
     "tcp": "byzflow.actors.tcp:TcpBackend",
 }
 

@@ -27,7 +27,8 @@ def run(*arguments: str) -> Result:
 
 @contextmanager
 def server(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "byzflow", "actor-server", "--listen", "tcp://127.0.0.1:0", *options]
+    program = "from byzflow.cli import main; main()"
+    command = [sys.executable, "-c", program, "actor-server", "--listen", "tcp://127.0.0.1:0", *options]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:

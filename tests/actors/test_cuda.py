@@ -1,0 +1,55 @@
+"""Workers with a GPU; on the CPU where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from byzflow.actors import ActorPool, ActorPoolConfig, SubTask, resolve
+from byzflow.actors.conformance import CHECKS, _checked, echo
+from byzflow.errors import ActorError
+
+PRESENT = torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(check: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if not PRESENT else "error")
+        asyncio.run(_checked(check, "cuda:0", {}))
+
+
+def test_without_a_gpu_it_says_so_and_counts_as_cpu() -> None:
+    async def main() -> None:
+        pool = ActorPool([ActorPoolConfig("cuda:99")])
+        with pytest.warns(UserWarning, match=r"worker 'cuda-0': no GPU 99 among \d+; it runs on the CPU"):
+            await pool.start()
+        assert await pool.run_subtask(SubTask(echo, (1,), affinity="cpu", require=True)) == 1
+        with pytest.raises(ActorError, match="no worker for 'gpu'"):
+            await pool.run_subtask(SubTask(echo, (1,), affinity="gpu", require=True))
+        await pool.shutdown()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not PRESENT, reason="no GPU here")
+def test_work_stays_on_the_device() -> None:
+    async def main() -> None:
+        worker = resolve("cuda:0", share=0.5)
+        await worker.start("w")
+        made = await worker.call(lambda: torch.ones(3, device="cuda") * 2)
+        assert made.device == torch.device("cuda", 0)
+        assert made.tolist() == [2, 2, 2]
+        await worker.close()
+
+    asyncio.run(main())
+
+
+def test_wrong_options_are_refused() -> None:
+    for url, options in (("cuda:x", {}), ("cuda:0", {"count": 2}), ("cuda:0", {"share": 0.0})):
+        with pytest.raises(ActorError, match="GPU worker"):
+            resolve(url, **options)
