@@ -279,3 +279,11 @@ def test_a_graph_over_a_pool() -> None:
             return await NodeScheduler(graph, pool=pool).run({"x": range(100)})
 
     assert asyncio.run(main()) == {"sum": 4950}
+
+
+def test_subtasks_on_tensors_wait_their_turn() -> None:
+    async def main() -> list[float]:
+        async with threads(2) as pool:
+            return await pool.run_many([SubTask(torch.sum, (torch.full((3,), float(k)),)) for k in range(40)])
+
+    assert [float(each) for each in asyncio.run(main())] == [3.0 * k for k in range(40)]
