@@ -36,6 +36,9 @@ def imports(code: str) -> Iterator[str]:
             yield ast.unparse(node.args[0]).strip("""f'\"""")
 
 
+OWN_CHILDREN = CORE / "actors" / "objects.py"  # what processes of one owner pass each other
+
+
 def roots(code: str) -> set[str]:
     return {name.partition(".")[0] for name in imports(code)}
 
@@ -77,8 +80,10 @@ def test_strategies_know_plugins_by_name_only(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sources(CORE, *PLUGINS, *STRATEGIES), ids=lambda file: str(file.relative_to(ROOT)))
-def test_nothing_unpickles(file: Path) -> None:
-    assert not unsafe(file.read_text())
+def test_nothing_unpickles_but_the_processes_of_one_owner(file: Path) -> None:
+    assert not unsafe(file.read_text()) or file == OWN_CHILDREN
+    if f"byzflow.actors.{OWN_CHILDREN.stem} import" in file.read_text():
+        assert file.name == "memory_link.py"  # between a process and its child, over a socket without a name
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def names() -> dict[str, Any]:
     return run_python(README)
 
 
-def test_there_are_examples_for_flower_python_and_plugin_authors() -> None:
-    assert len(blocks(README.read_text(), "python")) == 3
+def test_there_are_examples_for_flower_lightning_python_and_plugin_authors() -> None:
+    assert len(blocks(README.read_text(), "python")) == 4
     assert len(commands(README)) >= 4
 
 
