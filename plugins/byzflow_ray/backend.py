@@ -59,7 +59,7 @@ class RayBackend(LinkBackend):
         if not done:
             ray.kill(self._actor)
             raise ActorError(
-                f"Ray has no room for worker {name!r} with {self.options}: {ray.available_resources()} free"
+                f"Ray has no room for worker {name!r} with {self.options}; `ray status` shows what is free"
             )
         return RayLink(self._actor, f"worker {name!r} on Ray")
 
