@@ -10,6 +10,7 @@ remembers from call to call is passed in as `state` and stays as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +22,48 @@ from byzflow.engine.passes import combine_pass, gram_pass
 from byzflow.errors import ExtraError, SpecError
 from byzflow.gram import Gram
 from byzflow.layout import Flat
-from byzflow.operators import Attack, Chain, CoordinateWise, Mixing, Operator, PreAggregator, keywords, seeded
+from byzflow.operators import (
+    Attack,
+    Chain,
+    CoordinateWise,
+    Mixing,
+    Operator,
+    PreAggregator,
+    RowsOperator,
+    keywords,
+    seeded,
+)
 from byzflow.rows import AnyRows, Mixed, Rows, saturated
 from byzflow.spec import parse
 from byzflow_attacks.directions import length
 
 SAMPLE = 1 << 12  # coordinates on which column rules are judged
 PEAKS = 5  # that are narrowed down at a time
+
+
+@dataclass(frozen=True)
+class Fitted(Attack, RowsOperator):
+    """Base of attacks that look for the row, sent by all f, which does a known defence most harm."""
+
+    def produce(
+        self,
+        rows: AnyRows,
+        *,
+        against: str | Operator | None = None,
+        against_state: Mapping[str, Any] | None = None,
+    ) -> list[Flat]:
+        """One answer. `against` is the defence, a spec or an operator, and `against_state` what it remembers."""
+        if not self.f:
+            return []
+        return self.worst(Candidates(rows, self.beside(rows), self.f, against, against_state))
+
+    def beside(self, rows: AnyRows) -> list[Rows]:
+        """Vectors that the row may be made of, besides the honest rows."""
+        return []
+
+    def worst(self, candidates: Candidates) -> list[Flat]:
+        """The row."""
+        raise NotImplementedError
 
 
 class Candidates:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from byzflow.layout import Flat
-from byzflow.operators import Attack, Operator, RowsOperator, param
-from byzflow.rows import AnyRows
-from byzflow_attacks.candidates import Candidates, most
+from byzflow.operators import param
+from byzflow.rows import AnyRows, Rows
+from byzflow_attacks.candidates import Candidates, Fitted, most
 from byzflow_attacks.directions import StandardDeviation, column_vector
 
 
 @dataclass(frozen=True)
-class OptALIE(Attack, RowsOperator):
+class OptALIE(Fitted):
     """ALIE with the z, of either sign, that moves the defence `against` farthest from the honest mean.
 
     Shejwalkar and Houmansadr, NDSS 2021, fit attacks to a known defence; the search is ours. Pass the defence as
@@ -33,18 +32,12 @@ class OptALIE(Attack, RowsOperator):
         """2."""
         return 2
 
-    def produce(
-        self,
-        rows: AnyRows,
-        *,
-        against: str | Operator | None = None,
-        against_state: Mapping[str, Any] | None = None,
-    ) -> list[Flat]:
-        """One answer: mean - z std."""
-        if not self.f:
-            return []
-        std = column_vector(rows, StandardDeviation())
-        candidates = Candidates(rows, [std], self.f, against, against_state)
+    def beside(self, rows: AnyRows) -> list[Rows]:
+        """Their standard deviation."""
+        return [column_vector(rows, StandardDeviation())]
+
+    def worst(self, candidates: Candidates) -> list[Flat]:
+        """mean - z std."""
         mean, slope = candidates.mean, -candidates.vector(0)
         unit = candidates.unit(slope)
         z = most(lambda z: candidates.damage(mean + z * slope), -self.limit, self.limit, unit, self.evaluations)
@@ -52,7 +45,7 @@ class OptALIE(Attack, RowsOperator):
 
 
 @dataclass(frozen=True)
-class OptIPM(Attack, RowsOperator):
+class OptIPM(Fitted):
     """IPM with the tau, of either sign, that moves the defence `against` farthest from the honest mean.
 
     As opt_alie, along the mean itself: -tau times the mean.
@@ -63,17 +56,8 @@ class OptIPM(Attack, RowsOperator):
     limit: float = param("largest |tau|", 20.0, gt=0)
     evaluations: int = param("factors to try", 200, ge=20)
 
-    def produce(
-        self,
-        rows: AnyRows,
-        *,
-        against: str | Operator | None = None,
-        against_state: Mapping[str, Any] | None = None,
-    ) -> list[Flat]:
-        """One answer: -tau mean. The search is finer where the row is near the mean: u = tau + 1 near 0."""
-        if not self.f:
-            return []
-        candidates = Candidates(rows, [], self.f, against, against_state)
+    def worst(self, candidates: Candidates) -> list[Flat]:
+        """-tau mean. The search is finer where the row is near the mean: u = tau + 1 near 0."""
         mean = candidates.mean
         low, high = 1 - self.limit, 1 + self.limit
         u = most(lambda u: candidates.damage(mean - u * mean), low, high, candidates.unit(mean), self.evaluations)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from byzflow.errors import SpecError
 from byzflow.layout import Flat
-from byzflow.operators import Attack, Operator, RowsOperator, param
-from byzflow.rows import AnyRows
-from byzflow_attacks.candidates import Candidates
+from byzflow.operators import param
+from byzflow.rows import AnyRows, Rows
+from byzflow_attacks.candidates import Candidates, Fitted
 from byzflow_attacks.directions import Direction, Ones, column_vector, slope_weights, vectors_of
 
 
 @dataclass(frozen=True)
-class DynOpt(Attack, RowsOperator):
+class DynOpt(Fitted):
     """The honest mean plus gamma p, gamma as large as the defence `against` still selects all attackers' rows.
 
     Shejwalkar and Houmansadr, NDSS 2021. p is -std, -mean/||mean|| ("unit") or -sign(mean). Where the defence does not
@@ -37,24 +36,20 @@ class DynOpt(Attack, RowsOperator):
         """2; 1 unless direction=std."""
         return 2 if self.direction == "std" else 1
 
-    def produce(
-        self,
-        rows: AnyRows,
-        *,
-        against: str | Operator | None = None,
-        against_state: Mapping[str, Any] | None = None,
-    ) -> list[Flat]:
-        """One answer."""
-        if not self.f:
-            return []
-        vectors = [column_vector(rows, rule) for rule in vectors_of(self.direction).values()]
-        candidates = Candidates(rows, vectors, self.f, against, against_state)
-        slope = -candidates.vector(0) if vectors else slope_weights(candidates.gram, "unit")[: candidates.known]
+    def beside(self, rows: AnyRows) -> list[Rows]:
+        """What the direction needs."""
+        return [column_vector(rows, rule) for rule in vectors_of(self.direction).values()]
+
+    def worst(self, candidates: Candidates) -> list[Flat]:
+        """mean + gamma p."""
+        slope = (
+            -candidates.vector(0) if candidates.vectors else slope_weights(candidates.gram, "unit")[: candidates.known]
+        )
         return candidates.answers(candidates.strongest(candidates.mean, slope, self.limit))
 
 
 @dataclass(frozen=True)
-class HiddenVulnerability(Attack, RowsOperator):
+class HiddenVulnerability(Fitted):
     """The honest mean plus gamma in one coordinate, or in all: the largest gamma that the defence `against` selects.
 
     El Mhamdi, Guerraoui and Rouault, ICML 2018, https://arxiv.org/abs/1802.07927: in high dimension a row may be far
@@ -67,16 +62,8 @@ class HiddenVulnerability(Attack, RowsOperator):
     coordinate: int = param("the coordinate; -1 for all", -1, ge=-1)
     limit: float = param("largest deviation, in spreads of the honest rows around their mean", 20.0, gt=0)
 
-    def produce(
-        self,
-        rows: AnyRows,
-        *,
-        against: str | Operator | None = None,
-        against_state: Mapping[str, Any] | None = None,
-    ) -> list[Flat]:
-        """One answer."""
-        if not self.f:
-            return []
+    def beside(self, rows: AnyRows) -> list[Rows]:
+        """A unit vector, or ones everywhere."""
         ones = column_vector(rows, Ones())
         if self.coordinate >= rows.layout.d:
             raise SpecError(f"{self}: coordinate must be below the number of coordinates, {rows.layout.d}")
@@ -86,5 +73,8 @@ class HiddenVulnerability(Attack, RowsOperator):
                 places = torch.arange(start, start + leaf.numel, device=values.device)
                 values.copy_(places == self.coordinate)
                 start += leaf.numel
-        candidates = Candidates(rows, [ones], self.f, against, against_state)
+        return [ones]
+
+    def worst(self, candidates: Candidates) -> list[Flat]:
+        """mean + gamma times that vector."""
         return candidates.answers(candidates.strongest(candidates.mean, candidates.vector(0), self.limit))

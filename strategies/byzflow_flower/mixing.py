@@ -15,8 +15,8 @@ from byzflow.errors import NotEnoughSenders, RowsError
 from byzflow_flower.audit import Rejection
 from byzflow_flower.buffers import median_buffers
 from byzflow_flower.npy import BadArray
+from byzflow_flower.rule import shrunk_for
 from byzflow_flower.sent_model import BATCH_NORM, Arrays, SentModel, not_finite
-from byzflow_flower.shrinking import shrunk_for
 
 OWN = "arrays"  # the record with the own model, in the message and in the reply
 PEER = "peer/"  # before a neighbour's node id: the record with its model
