@@ -70,6 +70,7 @@ class RankMean:
     low: int
     high: int
     count: int = 0
+    factor: float = 0.0
     code: ClassVar[int] = 1
     """The number of the rule in kernels.c."""
 
@@ -112,6 +113,23 @@ class NearestMean(RankMean):
     def ranks(self, n: int) -> tuple[int, int]:
         """All of them."""
         return 0, n
+
+
+@dataclass(frozen=True)
+class Deviated(RankMean):
+    """The mean of each column and `factor` times its standard deviation, of divisor n - `count`; ranks play no part."""
+
+    code: ClassVar[int] = 4
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n, b) -> (b,) float64."""
+        y = x.to(torch.float64)
+        mean = y.mean(0)
+        return mean + self.factor * ((y - mean).square().sum(0) / (len(x) - self.count)).sqrt()
+
+    def ranks(self, n: int) -> tuple[int, int]:
+        """None."""
+        return 0, 0
 
 
 def median(n: int) -> RankMean:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from byzflow.ranks import NearestMean, RankMean
+from byzflow.ranks import Deviated, NearestMean, RankMean
 
 MOST = 256  # rows: a block of columns must fit into the registers
 ELEMENTS = 8192  # of a block
@@ -69,7 +69,7 @@ def kernel() -> Any | None:
 def serves(rows: Sequence[Tensor], rule: RankMean) -> bool:
     """If the kernel takes these rows and this rule."""
     same = all(row.dtype == rows[0].dtype and row.is_contiguous() for row in rows)
-    plain = len(rows) <= MOST and not isinstance(rule, NearestMean) and rows[0].dtype in DTYPES
+    plain = len(rows) <= MOST and not isinstance(rule, NearestMean | Deviated) and rows[0].dtype in DTYPES
     return same and plain and rows[0].is_cuda and kernel() is not None
 
 

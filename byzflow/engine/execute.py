@@ -212,7 +212,7 @@ def _by_gram(
     call, work = _begin(operator, rows, nonfinite, extras, blind)
     seen: list[Sight] = []  # by each stage
     own: Gram | None = None  # of the rows themselves, before any mixing
-    for stage in call.stages:
+    for k, stage in enumerate(call.stages):
         rows_in = work.rows
         if not isinstance(stage, Mixing):
             seen.append(Sight(rows_in, None))
@@ -223,7 +223,8 @@ def _by_gram(
         gram = work.measured(call.infinite)
         own = gram if work.mixing is None else own
         seen.append(Sight(rows_in, gram))
-        work.mix(stage.weights(gram, **call.taken(stage, "weights")), isinstance(stage, PreAggregator))
+        measured_again = any(isinstance(later, Mixing) for later in call.stages[k + 1 :])
+        work.mix(stage.weights(gram, **call.taken(stage, "weights")), measured_again)
     last, columns, influence = call.stages[-1], None, work.mixing
     if isinstance(last, RowsOperator):
         vectors = {name: call.vectors[name] for name in last.vectors if name in call.vectors}

@@ -72,7 +72,7 @@ static inline v8 byzflow_lanes(v8 a, v8 b, v8i lanes) {
 #define MERGES_16 LEVEL(16, 16) LEVEL(16, 8) LEVEL(16, 4) LEVEL(16, 2) LEVEL(16, 1)
 
 /* What is done with a sorted column; the same numbers are in kernels.py. */
-enum { RANK_MEAN = 1, CLAMPED_MEAN = 2, NEAREST_MEAN = 3 };
+enum { RANK_MEAN = 1, CLAMPED_MEAN = 2, NEAREST_MEAN = 3, DEVIATED = 4 };
 
 typedef struct {
     int32_t mode;
@@ -80,6 +80,7 @@ typedef struct {
     int32_t count;               /* values kept around the pivot */
     int32_t comparators;         /* of the network */
     const uint16_t *network;     /* (low row, high row, kept) triples; kept: 3 both, 1 the lower, 2 the higher */
+    double factor;               /* DEVIATED: mean + factor * standard deviation, of divisor m - count */
 } program;
 
 /* The best instruction set that the loader can choose for the functions below. */
@@ -276,6 +277,22 @@ INLINE void NAME(mix)(const T *const *rows, int n, const double *weights, T *mix
     }
 }
 
+/* The mean of each column plus a multiple of its standard deviation, by differences from the mean. */
+INLINE void NAME(deviate)(const T *const *rows, int m, const program *p, double *restrict out, const int B) {
+    double squares[B];
+    for (int j = 0; j < B; j++) out[j] = squares[j] = 0;
+    for (int i = 0; i < m; i++) {
+        const T *restrict row = rows[i];
+        for (int j = 0; j < B; j++) out[j] += row[j];
+    }
+    for (int j = 0; j < B; j++) out[j] /= m;
+    for (int i = 0; i < m; i++) {
+        const T *restrict row = rows[i];
+        for (int j = 0; j < B; j++) squares[j] += (row[j] - out[j]) * (row[j] - out[j]);
+    }
+    for (int j = 0; j < B; j++) out[j] += p->factor * __builtin_sqrt(squares[j] / (m - p->count));
+}
+
 INLINE void NAME(pass_tiles)(const T *const *rows, int n, ptrdiff_t d, const double *weights, int m, const program *p,
                              T *out, uint8_t *bad, T *tile, const T **source, const int B) {
     const T **ranked = weights ? source + n : source; /* the rows that are ranked */
@@ -304,6 +321,17 @@ INLINE void NAME(pass_tiles)(const T *const *rows, int n, ptrdiff_t d, const dou
             for (r = 0; r < m; r++) ranked[r] = mixed + (size_t)r * B;
         }
         int found = 0;
+        if (p->mode == DEVIATED) {
+            double deviated[B];
+            NAME(deviate)(ranked, m, p, deviated, B);
+            for (int j = 0; j < width; j++) {
+                found |= !(__builtin_fabs(deviated[j]) < __builtin_inf());
+                out[c + j] = (T)deviated[j];
+            }
+            if (found && !weights)
+                for (int i = 0; i < n; i++) bad[i] |= NAME(infinite)(rows[i] + c, width);
+            continue;
+        }
         for (int r = 0; r < m; r += RUN)
             found |= NAME(sort_run)(ranked + r, m - r < RUN ? m - r : RUN, tile + (size_t)r * B, B);
         if (found && !weights)

@@ -44,6 +44,7 @@ class _Program(ctypes.Structure):
         ("count", ctypes.c_int32),
         ("comparators", ctypes.c_int32),
         ("network", ctypes.c_void_p),
+        ("factor", ctypes.c_double),
     )
 
 
@@ -117,7 +118,8 @@ def run(
     m = n if weights is None else len(weights)
     mixing = None if weights is None else weights.contiguous()
     comparators = network(m, *rule.ranks(m), run=RUN)
-    program = _Program(rule.code, rule.low, rule.high, rule.count, len(comparators), comparators.ctypes.data)
+    steps = (len(comparators), comparators.ctypes.data)
+    program = _Program(rule.code, rule.low, rule.high, rule.count, *steps, rule.factor)
     function = getattr(lib, f"byzflow_pass_{SUFFIX[dtype]}")
     function.argtypes = _PASS
     room = (n + m + 2 * PAD) * BLOCK * dtype.itemsize  # of the tile; the pointers lie behind it

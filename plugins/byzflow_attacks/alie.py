@@ -9,11 +9,11 @@ from itertools import count
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from byzflow.errors import SpecError, WeakAttack
 from byzflow.operators import Attack, CoordinateWise, Operator, param
+from byzflow.ranks import Deviated, RankMean
 
 Z = float | Literal["quantile", "paper-v1"]
 
@@ -82,7 +82,11 @@ class ALIE(Attack, CoordinateWise):
         """z for h honest rows."""
         return shift(self, self.z, h, self.f)
 
+    def rule(self, n: int) -> RankMean:
+        """mean - z std."""
+        z = self.shift(n)
+        return Deviated(0, 0, self.ddof, -z if self.negative else z)
+
     def columns(self, x: Tensor, *, honest: int | None = None) -> Tensor:
         """mean - z std, in float64."""
-        variance, mean = torch.var_mean(x.double(), 0, correction=self.ddof)
-        return mean - (1 if self.negative else -1) * self.shift(honest or len(x)) * variance.sqrt()
+        return self.rule(honest or len(x))(x)

@@ -22,7 +22,7 @@ class IPM(Attack, Mixing):
     """
 
     name: ClassVar[str] = "ipm"
-    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "norms"
+    measures: ClassVar[Literal["distances", "norms", "nothing"]] = "nothing"
     aliases: ClassVar[tuple[str, ...]] = ("empire", "foe", "inner_product_manipulation")
     paper: ClassVar[str] = "https://arxiv.org/abs/1903.03936"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"byzpy": {"tau": 1.0}, "garfield": {"tau": 10.0}}

@@ -14,7 +14,7 @@ from byzflow.engine import cuda, kernels
 from byzflow.engine.passes import column_pass, combine_pass, gram_pass, norm_pass
 from byzflow.errors import ByzflowError, NonFiniteRows
 from byzflow.gram import Gram
-from byzflow.ranks import ClampedMean, NearestMean, RankMean, median, network
+from byzflow.ranks import ClampedMean, Deviated, NearestMean, RankMean, median, network
 from byzflow.rows import Mixed, Rows
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiled kernels here")
@@ -28,7 +28,8 @@ def rows(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> l
 
 def rules(n: int) -> list[RankMean]:
     f = (n - 1) // 3
-    return [median(n), RankMean(f, n - f), ClampedMean(f, n - f), NearestMean(*median(n).ranks(n), n - f)]
+    nearest = NearestMean(*median(n).ranks(n), n - f)
+    return [median(n), RankMean(f, n - f), ClampedMean(f, n - f), nearest, Deviated(0, 0, 0, -0.5)]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 32, 100])
