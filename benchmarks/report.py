@@ -407,6 +407,14 @@ def markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}**", "", *("| " + " | ".join(row) + " |" for row in rows), ""])
 
 
+def merged(records: Sequence[Record]) -> Record:
+    """One record of several runs: each workload as the last run measured it, in the order of the first."""
+    kept = ("group", "name", "spec", "n", "d", "leaves")
+    workloads = {tuple(w.get(key) for key in kept): w for record in records for w in record["workloads"]}
+    threads = {(each["n"], each["d"]): each for record in records for each in record["threads"]}
+    return {**records[0], "workloads": list(workloads.values()), "threads": list(threads.values())}
+
+
 def about(record: Record) -> str:
     """The machine and the versions, in one paragraph."""
     machine = record["machine"]
@@ -439,17 +447,19 @@ def show(record: Record) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="Markdown from a run's JSON.")
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, nargs="+", help="what is in several counts as the last has it")
     parser.add_argument("--readme", action="store_true", help="the short table")
     parser.add_argument("--goals", action="store_true", help="the goals")
     options = parser.parse_args(arguments)
-    record = json.loads(options.file.read_text())
+    records = [json.loads(file.read_text()) for file in options.file]
+    record = merged(records)
     if options.readme:
         found: Iterable[Table] = readme_table(record)
     elif options.goals:
         found = [goals(record)]
     else:
-        print(about(record))
+        for each in records:
+            print(about(each))
         found = tables(record)
     for table in found:
         print(markdown(table))

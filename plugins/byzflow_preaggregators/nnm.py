@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from byzflow.gram import Gram, smallest
+from byzflow.gram import Gram, nearest
 from byzflow.operators import PreAggregator, faults
 from byzflow.robustness import ROBUST_MEAN, Bounds
 
@@ -41,5 +40,4 @@ class NNM(PreAggregator):
         """(n, n): 1/(n - f) on each row's neighbours."""
         keep = gram.n - self.f
         distances = gram.squared_distances.clone().fill_diagonal_(-1.0)
-        mixing = torch.zeros(gram.n, gram.n, dtype=torch.float64)
-        return mixing.scatter_(1, smallest(distances, keep), 1 / keep)
+        return nearest(distances, keep).double() / keep

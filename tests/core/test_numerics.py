@@ -9,6 +9,7 @@ import byzflow
 from byzflow.engine import passes
 from byzflow.engine.audit import distances
 from byzflow.errors import ExtraError, NonFiniteRows, NotEnoughSenders
+from byzflow.gram import nearest, smallest
 from byzflow.rows import Rows
 
 SPECS = ["mean", "median", "trimmed_mean", "krum", "geometric_median", "nnm | trimmed_mean", "arc | nnm | krum"]
@@ -183,3 +184,16 @@ def test_distances_to_the_result_where_the_gram_tells_them_and_by_one_more_pass(
             assert torch.allclose(found.distances[left], expected, atol=1e-3), spec
     huge = torch.full((3, 4), 3e38)
     assert distances(Rows.of(huge), Rows.of([-huge[0]])).isfinite().all()
+
+
+def test_the_nearest_are_the_first_of_a_stable_sort() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 2, 7, 40):
+        values = torch.randint(0, 4, (n, n), generator=generator).double()  # many ties
+        values[0, n // 2] = torch.nan
+        values[n - 1, 0] = torch.inf
+        for k in {1, n // 2 + 1, n}:
+            expected = torch.zeros(n, n, dtype=torch.bool).scatter_(1, smallest(values, k), True)
+            taken = nearest(values, k)
+            assert torch.equal(taken.sum(1), torch.full((n,), k))
+            assert torch.equal(taken[1 : n - 1], expected[1 : n - 1])  # NaN and Inf count alike
