@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ class Registry:
 
     entries: tuple[Entry, ...]
     names: Mapping[str, Entry]
-    backends: Mapping[str, type[Backend]] = field(default_factory=dict)
+    manager: pluggy.PluginManager | None = None
 
     def find(self, name: str, kind: str | None = None) -> Entry:
         """The entry of a name or alias, `-` read as `_` and case ignored; UnknownOperator suggests."""
@@ -58,6 +58,11 @@ class Registry:
         """All entries of one of KINDS, or all, by name."""
         chosen = (entry for entry in self.entries if kind is None or entry.kind == kind)
         return tuple(sorted(chosen, key=lambda entry: (KINDS.index(entry.kind), entry.operator.name)))
+
+    @cached_property
+    def backends(self) -> Mapping[str, type[Backend]]:
+        """Backend classes by scheme; their modules are imported only when this is asked for. Raises PluginError."""
+        return {} if self.manager is None else _backends(self.manager)
 
     def including(self, operators: Iterable[type[Operator]]) -> Registry:
         """With these classes too, where their names are free: for operators that no plugin registers."""
@@ -156,7 +161,7 @@ def _collect(manager: pluggy.PluginManager, points: Mapping[str, EntryPoint]) ->
                             f"plugins {other.plugin!r} (package {other.package}) and {plugin!r} (package {package}) "
                             f"both claim the operator name {name!r}: set {DISABLE} to one of them"
                         )
-    return Registry(tuple(entries), names, _backends(manager))
+    return Registry(tuple(entries), names, manager)
 
 
 def _backends(manager: pluggy.PluginManager) -> dict[str, type[Backend]]:

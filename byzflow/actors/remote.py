@@ -23,6 +23,7 @@ class LinkBackend(Backend):
         self._rpc: Rpc | None = None
         self._running: asyncio.Task[None] | None = None
         self._route: Route | None = None
+        self._name = ""
 
     @abstractmethod
     async def connect(self, name: str) -> Link:
@@ -30,7 +31,7 @@ class LinkBackend(Backend):
 
     async def start(self, name: str, route: Route | None = None) -> None:
         """Connect."""
-        self._route = route
+        self._name, self._route = name, route
         self._rpc = Rpc(await self.connect(name), self._asked)
         self._running = asyncio.create_task(self._rpc.run())
 
@@ -77,18 +78,19 @@ class LinkBackend(Backend):
         return await self._rpc.request(kind, *arguments)
 
     async def _asked(self, kind: str, arguments: list[Any]) -> None:
-        """What the worker itself may ask for: to carry a message, in its own name."""
-        if kind != "route" or self._route is None:
-            raise ActorError(f"a worker may not ask for {kind!r}")
-        to, message = arguments[0], Message(*arguments[1:])
-        await self._route(to, message)
+        """What the worker itself may ask for: to carry a message, in the name that it was given here."""
+        match kind, arguments:
+            case "route", [str(to), str(channel), payload] if self._route is not None:
+                await self._route(to, Message(channel, payload, self._name))
+            case _:
+                raise ActorError(f"a worker may not ask for {kind!r} with {len(arguments)} arguments")
 
 
 async def serve(link: Link, name: str, find: Callable[[Any], Any] = lambda fn: fn) -> None:
     """Be the worker at this end, until the link ends. `find` turns what stands for a function into it."""
 
     async def route(to: str, message: Message) -> None:
-        await rpc.request("route", to, message.message_type, message.payload, message.sender)
+        await rpc.request("route", to, message.message_type, message.payload)
 
     async def answer(kind: str, arguments: list[Any]) -> Any:
         match kind, arguments:

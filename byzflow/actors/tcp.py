@@ -30,6 +30,7 @@ from byzflow.errors import ActorError, LinkClosed
 GROUP = "byzflow.remote"
 WIRE = 1  # version of what is said on a link
 HELLO = "hello"
+STRANGER = Limits(header=1 << 12, body=0, arrays=0)  # until it has said who it is
 HANDSHAKE = 5.0  # seconds
 ATTEMPTS = (0.0, 0.2, 0.5, 1.0, 2.0)  # seconds before each
 
@@ -237,6 +238,7 @@ class ActorServer:
                 hello = await link.recv()
             match hello:
                 case Frame(kind="hello", number=1, body=[str(version), str(name)]) if _fits(version):
+                    link.limits = self.limits
                     await link.send(Frame(HELLO, WIRE, [__version__]))
                 case Frame(kind="hello", body=[str(version), *_]):
                     raise ActorError(f"versions differ: {version[:20]} there, {__version__} here")
@@ -269,7 +271,7 @@ class _Served(SocketLink):
     """The listening end of a link."""
 
     def __init__(self, server: ActorServer, names: dict[str, str] | None) -> None:
-        super().__init__(server.limits, names)
+        super().__init__(STRANGER, names)
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -2,16 +2,20 @@
 
     ActorPoolConfig("ray:", count=8, options={"num_gpus": 0.25})
 
-Ray is imported when the first worker starts.
+Ray is imported when the first worker starts, and nothing of workers before one is asked for.
 """
 
 from __future__ import annotations
 
-import byzflow
-from byzflow.actors.backend import Backend
+from typing import TYPE_CHECKING
+
+from byzflow.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from byzflow.actors.backend import Backend
 
 
-@byzflow.hookimpl
+@hookimpl
 def byzflow_backends() -> list[type[Backend]]:
     """The backend of `ray:`."""
     from byzflow_ray.backend import RayBackend

@@ -100,3 +100,27 @@ def test_errors_as_plain_data() -> None:
         assert type(restored([name, "x"])) is RemoteError
     for nonsense in (None, 3, [], ["a"], ["a", 1], ["a", "b", "c"]):
         assert type(restored(nonsense)) is RemoteError
+
+
+def test_a_worker_cannot_send_in_anothers_name() -> None:
+    async def main() -> None:
+        seen: list[Any] = []
+
+        async def route(to: str, message: Any) -> None:
+            seen.append((to, message.sender))
+
+        class Forging(Queued):
+            async def connect(self, name: str) -> Link:
+                self.here, self.there = MemoryLink.pair()
+                return self.here
+
+        worker = Forging()
+        await worker.start("mallory", route)
+        for number, arguments in enumerate((["bob", "news", 1], ["bob", "news", 1, "alice"], ["bob"], [3, "news", 1])):
+            await worker.there.send(Frame("route", number, arguments))
+            answer = await worker.there.recv()
+            assert (answer.kind, answer.number) == ("error" if number else "result", number)
+        assert seen == [("bob", "mallory")]
+        await worker.close()
+
+    asyncio.run(main())

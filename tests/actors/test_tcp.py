@@ -221,6 +221,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "many dimensions": lambda: raw([0, "x", 1, None, [["uint8", [1] * 99, True, False]]], 64),
     "a replay": lambda: whole(Frame("hello", 1, ["0.1.0", "w"])) * 2,
     "a frame from later": lambda: whole(Frame("hello", 1, ["0.1.0", "w"]), sequence=5),
+    "arrays before a hello": lambda: whole(Frame("hello", 1, ["0.1.0", torch.zeros(9)])),
+    "a gigabyte before a hello": lambda: PREFIX.pack(b"bzf1", 10, 1 << 30),
     "an array that is not there": lambda: raw([0, "x", 1, msgspec.msgpack.Ext(1, b"\x07"), []]),
     "an unknown extension": lambda: raw([0, "x", 1, msgspec.msgpack.Ext(99, b"\x07"), []]),
     "a mapping of lists": lambda: raw([0, "x", 1, msgspec.msgpack.Ext(3, b"\x91\x92\x90\x90"), []]),
