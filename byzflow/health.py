@@ -11,8 +11,15 @@ from typing import Literal
 
 from byzflow import __version__
 
-REQUIRED = ("torch", "numpy", "pluggy", "networkx", "click", "rich", "msgspec")
-EXTRAS = {"flower": "flwr", "lightning": "lightning", "ray": "ray", "ucx": "ucxx", "plots": "matplotlib"}
+REQUIRED = ("torch", "numpy", "pluggy", "networkx", "click", "rich", "msgspec", "cloudpickle")
+EXTRAS = {
+    "flower": "flwr",
+    "lightning": "lightning",
+    "ray": "ray",
+    "ucx": "ucxx",
+    "plots": "matplotlib",
+    "net": "cryptography",
+}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
     def test_contract():
         check_operator(MyRule(f=2))
 
-Each check is a function of the operator; the first that fails raises AssertionError and says what was promised
-and what was seen.
+`check_backend("mine://host")` does the same for a backend of workers. Each check is a function of the operator; the
+first that fails raises AssertionError and says what was promised and what was seen.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from byzflow.actors.conformance import check_backend as check_backend
 from byzflow.errors import NotEnoughSenders, RowsError
 from byzflow.operators import Attack, Operator, PreAggregator
 from byzflow.registry import installed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -37,30 +37,23 @@ class CudaBackend(ThreadBackend):
             raise ActorError(f"a GPU worker needs a share of memory in (0, 1], got {share:g}")
         self.number, self.share = number, share
         self.device = torch.device("cpu")
-        self._stream: torch.cuda.Stream | None = None
 
     async def start(self, name: str, route: Route | None = None) -> None:
         """Take the GPU, if it is there."""
         if self.number < torch.cuda.device_count():
             self.device = torch.device("cuda", self.number)
             torch.cuda.set_per_process_memory_fraction(self.share, self.device)
-            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self.around = partial(_run, self.device, stream)
             self.capabilities = frozenset({"gpu"})
         else:
             count = torch.cuda.device_count()
             warnings.warn(f"worker {name!r}: no GPU {self.number} among {count}; it runs on the CPU", stacklevel=2)
         await super().start(name, route)
 
-    async def call(self, fn: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        """fn(*args, **kwargs) on the device; tensors are taken from where they are."""
-        return await super().call(self._on_device(fn), args, kwargs)
 
-    def _on_device(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        return fn if self._stream is None else partial(_run, fn, self.device, self._stream)
-
-
-def _run(fn: Callable[..., Any], device: torch.device, stream: torch.cuda.Stream, *args: Any, **kwargs: Any) -> Any:
+def _run(device: torch.device, stream: torch.cuda.Stream, fn: Callable[[], Any]) -> Any:
     with torch.cuda.device(device), torch.cuda.stream(stream):
-        result = fn(*args, **kwargs)
+        result = fn()
         stream.synchronize()
         return result

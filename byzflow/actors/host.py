@@ -25,9 +25,15 @@ class Host:
     overlap; coroutines run on the loop and may wait, for a message say, while other calls go on.
     """
 
-    def __init__(self, name: str, route: Route | None = None, mailbox_limit: int = 1024) -> None:
-        """`route` is how messages leave; without it the worker can only receive."""
+    def __init__(
+        self, name: str, route: Route | None = None, around: Callable[..., Any] | None = None, mailbox_limit: int = 1024
+    ) -> None:
+        """`route` is how messages leave; without it the worker can only receive.
+
+        `around(fn, *args, **kwargs)` runs a plain function, such as on a device; by default it just calls it.
+        """
         self.name = name
+        self._around = around
         self._route = route
         self._actors: dict[int, Any] = {}
         self._numbers = count(1)
@@ -42,7 +48,8 @@ class Host:
         bound = partial(fn, *args, **(kwargs or {}))
         if inspect.iscoroutinefunction(fn):
             return await bound()
-        running = self._plain.submit(copy_context().run, bound)
+        work = bound if self._around is None else partial(self._around, bound)
+        running = self._plain.submit(copy_context().run, work)
         ended = asyncio.wrap_future(running)
         try:
             result = await asyncio.shield(ended)

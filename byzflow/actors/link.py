@@ -55,7 +55,7 @@ class Link(ABC):
 
 
 class MemoryLink(Link):
-    """Two ends in one event loop, over queues: for tests of what is above links."""
+    """Two ends in one event loop, over queues: for what is above links where no connection is needed."""
 
     trusted = True
 

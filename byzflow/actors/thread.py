@@ -37,9 +37,13 @@ class ThreadBackend(Backend):
     async def start(self, name: str, route: Route | None = None) -> None:
         """Start the threads."""
         self._loop = asyncio.new_event_loop()
-        self._host = Host(name, None if route is None else _carried(route, asyncio.get_running_loop()))
+        carried = None if route is None else _carried(route, asyncio.get_running_loop())
+        self._host = Host(name, carried, self.around)
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"byzflow-{name}-loop", daemon=True)
         self._thread.start()
+
+    around: Callable[..., Any] | None = None
+    """Runs a plain function of the worker's; None just calls it."""
 
     async def call(self, fn: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """fn(*args, **kwargs), its arguments and result not copied."""

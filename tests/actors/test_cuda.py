@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from byzflow.actors import ActorPool, ActorPoolConfig, SubTask, resolve
-from byzflow.actors.conformance import CHECKS, _checked, echo
+from byzflow.actors.conformance import CHECKS, Account, _checked, echo
+from byzflow.actors.thread import ThreadBackend
 from byzflow.errors import ActorError
 
 PRESENT = torch.cuda.is_available()
@@ -36,6 +37,11 @@ def test_without_a_gpu_it_says_so_and_counts_as_cpu() -> None:
     asyncio.run(main())
 
 
+class Where:
+    def stream(self) -> int:
+        return int(torch.cuda.current_stream().cuda_stream)
+
+
 @pytest.mark.skipif(not PRESENT, reason="no GPU here")
 def test_work_stays_on_the_device() -> None:
     async def main() -> None:
@@ -44,6 +50,8 @@ def test_work_stays_on_the_device() -> None:
         made = await worker.call(lambda: torch.ones(3, device="cuda") * 2)
         assert made.device == torch.device("cuda", 0)
         assert made.tolist() == [2, 2, 2]
+        number, _ = await worker.create(Where, (), {})  # objects live there too
+        assert await worker.invoke(number, "stream", (), {}) not in (0, torch.cuda.default_stream().cuda_stream)
         await worker.close()
 
     asyncio.run(main())
@@ -53,3 +61,24 @@ def test_wrong_options_are_refused() -> None:
     for url, options in (("cuda:x", {}), ("cuda:0", {"count": 2}), ("cuda:0", {"share": 0.0})):
         with pytest.raises(ActorError, match="GPU worker"):
             resolve(url, **options)
+
+
+def test_what_is_around_a_worker_is_around_its_objects_too() -> None:
+    seen = []
+
+    def around(fn: Any) -> Any:
+        seen.append(fn.func)
+        return fn()
+
+    async def main() -> None:
+        worker = ThreadBackend()
+        worker.around = around
+        await worker.start("w")
+        number, _ = await worker.create(Account, (), {})
+        await worker.invoke(number, "add", (1.0,), {})
+        await worker.call(echo, (1,))
+        await worker.close()
+
+    asyncio.run(main())
+    assert len(seen) == 3
+    assert seen[-1] is echo
