@@ -19,7 +19,10 @@
     │   ├── LinkClosed                   a connection ended
     │   └── RemoteError                  an error on another machine whose type is not known here
     ├── MessageTimeout(TimeoutError)     a message did not come in time
-    └── MailboxFull(RuntimeError)        more messages than a mailbox may keep
+    ├── MailboxFull(RuntimeError)        more messages than a mailbox may keep
+    └── FederationError(RuntimeError)    a federation that cannot run, or cannot go on
+        ├── NotANeighbour(ValueError)    a message to a node that the graph does not join
+        └── QuorumLost                   too few nodes spoke in time
 
     WeakAttack(UserWarning)              a warning: an attack that attacks nobody with these n and f
 
@@ -123,6 +126,18 @@ class MessageTimeout(ByzflowError, TimeoutError):
 
 class MailboxFull(ByzflowError, RuntimeError):
     """More messages wait than a mailbox may keep."""
+
+
+class FederationError(ByzflowError, RuntimeError):
+    """A federation cannot run, or cannot go on."""
+
+
+class NotANeighbour(FederationError, ValueError):
+    """A message to a node that the graph does not join."""
+
+
+class QuorumLost(FederationError):
+    """Too few nodes spoke in time."""
 
 
 class WeakAttack(UserWarning):

@@ -11,10 +11,10 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 import byzflow
+from byzflow.attendance import shrunk_for
 from byzflow.errors import NotEnoughSenders, SpecError
-from byzflow_flower.memory import extras_for
+from byzflow.memory import extras_for
 from byzflow_flower.replies import only_record
-from byzflow_flower.rule import shrunk_for
 from byzflow_flower.sent_model import SentModel, not_finite
 
 PARTITION_RECORD = "byzflow"  # the record in which the mod `reveal_partition` sends the partition

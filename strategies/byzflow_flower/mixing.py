@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import byzflow
+from byzflow.attendance import shrunk_for
 from byzflow.errors import NotEnoughSenders, RowsError
 from byzflow_flower.audit import Rejection
 from byzflow_flower.buffers import median_buffers
 from byzflow_flower.npy import BadArray
-from byzflow_flower.rule import shrunk_for
 from byzflow_flower.sent_model import BATCH_NORM, Arrays, SentModel, not_finite
 
 OWN = "arrays"  # the record with the own model, in the message and in the reply

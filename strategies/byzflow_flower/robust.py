@@ -13,16 +13,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Result, Strategy
 
 import byzflow
+from byzflow import memory
+from byzflow.attendance import shrunk_for
 from byzflow.engine.audit import distances
 from byzflow.errors import ByzflowError, NotEnoughSenders, RowsError, SpecError
 from byzflow.rows import Rows
-from byzflow_flower import memory, partial, standing
+from byzflow_flower import partial, standing
 from byzflow_flower.audit import RoundAudit
 from byzflow_flower.audit_trail import AuditTrail
 from byzflow_flower.buffers import median_buffers
 from byzflow_flower.loop import in_its_own_loop
 from byzflow_flower.replies import median_metrics, sort_out
-from byzflow_flower.rule import Rule, shrunk_for
+from byzflow_flower.rule import Rule
 from byzflow_flower.run_config import Scalar, options_in
 from byzflow_flower.senders import check_senders
 from byzflow_flower.sent_model import BATCH_NORM, SentModel

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import byzflow
-from byzflow.errors import NotEnoughSenders, RowsError, SpecError
+from byzflow.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,6 @@ class Rule:
         """How many Byzantine ones of n clients it is declared to bear: the operator's f, else the one given."""
         operator = self.operator(n)
         return (self.declared(n) or 0) if operator.made_for is None else operator.made_for
-
-
-def shrunk_for(operator: byzflow.Operator, n: int, malformed: int, silent: int) -> byzflow.Operator:
-    """The operator for n replies: f less the malformed ones, and less silent ones as far as it has to be.
-
-    Raises RowsError without any reply, NotEnoughSenders if there are too few for every f that is left.
-    """
-    if not n:
-        raise RowsError("no reply counts")
-    for gone in range(silent + 1):
-        smaller = operator.shrunk(malformed + gone)
-        try:
-            smaller.check(n)
-            return smaller
-        except NotEnoughSenders as error:
-            problem = error
-    raise problem
 
 
 def _is_number(value: object) -> bool:

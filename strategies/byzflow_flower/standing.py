@@ -8,8 +8,8 @@ from statistics import median_low
 
 import numpy as np
 
+from byzflow.memory import ByNode
 from byzflow_flower.audit import Rejection
-from byzflow_flower.memory import ByNode
 
 FAR = 2.5  # medians; honest clients with data of their own lie up to twice as far off as the middle one
 MEMORY = 0.8  # of a suspicion that a round leaves: half is forgotten in about three rounds

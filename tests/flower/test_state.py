@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from byzflow.errors import ByzflowError
 from byzflow_flower import Robust
-from byzflow_flower.memory import ByNode
+from byzflow.memory import ByNode
 from tests.flower.federation import CLIENTS, grid, initial, numpy, train
 from tests.flower.test_robust import Losing
 

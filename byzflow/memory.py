@@ -6,7 +6,7 @@ Written as one safetensors file, by way of a temporary file and a rename, so tha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ State = Mapping[str, Any]
 SEPARATOR = "\x1f"  # between the parts of a tensor's name; array names may hold anything that prints
 
 
-class ByNode(dict[int, Any]):
+class ByNode(dict[Any, Any]):
     """A part of a state that holds one entry a node."""
 
 
-def extras_for(state: State, nodes: Sequence[int]) -> dict[str, Any]:
+def extras_for(state: State, nodes: Sequence[Hashable]) -> dict[str, Any]:
     """The extras of a call whose rows come from these nodes; a node that is new has None."""
     return {
         name: PerRow(value.get(node) for node in nodes) if isinstance(value, ByNode) else value
@@ -32,7 +32,7 @@ def extras_for(state: State, nodes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def by_node(state: State, nodes: Sequence[int], before: State) -> dict[str, Any]:
+def by_node(state: State, nodes: Sequence[Hashable], before: State) -> dict[str, Any]:
     """The state that a call returned, its rows those of these nodes; other nodes keep what they had."""
     return {
         name: ByNode({**before.get(name, {}), **dict(zip(nodes, value, strict=True))})

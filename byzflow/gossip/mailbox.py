@@ -1,0 +1,155 @@
+"""A node's mailbox: one message per sender, type and round, bounded whatever is sent, and refusals counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from byzflow.errors import MessageTimeout, QuorumLost
+from byzflow.gossip.effects import Heard, NodeId
+from byzflow.gossip.envelope import Envelope
+
+AHEAD = 2  # rounds that a sender may be ahead
+LOOSE = 64  # messages outside of rounds that may wait, of one sender
+KINDS = 32  # types of one sender that are told apart
+
+
+class Mailbox:
+    """Belongs to one event loop. A flood costs its sender's own few slots and nobody else's.
+
+    `may_send(sender, version)` says whether the sender is a neighbour; `ahead` bounds how many rounds a message may
+    be before the node's own round.
+    """
+
+    def __init__(self, may_send: Callable[[NodeId], bool] = lambda sender: True, ahead: int = AHEAD) -> None:
+        self.refused: dict[NodeId, Counter[str]] = {}
+        self.round = 0
+        self._may_send, self._ahead = may_send, ahead
+        self._rounds: dict[tuple[str, int], dict[NodeId, Envelope]] = {}
+        self._loose: deque[Envelope] = deque()
+        self._down: set[NodeId] = set()
+        self._changed = asyncio.Event()
+        self._stopped = False
+
+    def put(self, envelope: Envelope) -> bool:
+        """Keep it, or refuse it and count why; never raises, for the fault is the sender's. True if it was kept."""
+        reason = self._fault(envelope)
+        if reason is not None:
+            self.refuse(envelope.sender, reason)
+            return False
+        if envelope.round is None:
+            self._loose.append(envelope)
+        else:
+            self._rounds.setdefault((envelope.type, envelope.round), {})[envelope.sender] = envelope
+        self._wake()
+        return True
+
+    def refuse(self, sender: NodeId, reason: str) -> None:
+        """Count a refusal of something that a sender sent."""
+        self.refused.setdefault(sender, Counter())[reason] += 1
+
+    def begin(self, round: int) -> None:
+        """The node's own round: what is older is forgotten, and refused from now on."""
+        self.round = round
+        for key in [key for key in self._rounds if key[1] < round]:
+            del self._rounds[key]
+
+    def down(self, sender: NodeId) -> None:
+        """Nobody needs to wait for this one."""
+        self._down.add(sender)
+        self._wake()
+
+    def up(self, sender: NodeId) -> None:
+        """This one is there, again."""
+        self._down.discard(sender)
+        self._wake()
+
+    def stop(self) -> None:
+        """End what waits, whatever it waits for."""
+        self._stopped = True
+        self._wake()
+
+    async def collect(
+        self,
+        type: str,
+        round: int,
+        senders: Sequence[NodeId],
+        quorum: int,
+        deadline: float | None = None,
+        patience: float | None = None,
+    ) -> Heard:
+        """See `Recv`. Raises QuorumLost after `patience` seconds without the quorum, asyncio.CancelledError if
+        stopped."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        came: dict[NodeId, float] = {}
+        while True:
+            self._changed.clear()
+            if self._stopped:
+                raise asyncio.CancelledError
+            kept = self._rounds.get((type, round), {})
+            now = loop.time() - began
+            for sender in kept:
+                came.setdefault(sender, now)
+            present = [sender for sender in senders if sender in kept]
+            awaited = [sender for sender in senders if sender not in kept and sender not in self._down]
+            enough = len(present) >= quorum
+            if enough and (not awaited or (deadline is not None and now >= deadline)):
+                taken = self._rounds.pop((type, round), {})
+                return Heard(
+                    {sender: taken[sender].value for sender in present},
+                    tuple(sender for sender in senders if sender not in taken),
+                    {sender: came[sender] for sender in present},
+                )
+            if patience is not None and now >= patience:
+                raise QuorumLost(
+                    f"{len(present)} of {len(senders)} sent {type!r} for round {round} within {patience:g} s, "
+                    f"{quorum} are needed; missing: {', '.join(str(s) for s in senders if s not in kept)}"
+                )
+            limits = [end - now for end in (deadline if enough else None, patience) if end is not None]
+            await self._wait(min(limits, default=None))
+
+    async def take(self, type: str | None = None, timeout: float | None = None) -> Envelope:
+        """The oldest message outside of rounds, of this type if one is given. Raises MessageTimeout."""
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        while True:
+            self._changed.clear()
+            if self._stopped:
+                raise asyncio.CancelledError
+            for envelope in self._loose:
+                if type in (None, envelope.type):
+                    self._loose.remove(envelope)
+                    return envelope
+            left = None if end is None else end - loop.time()
+            if left is not None and left <= 0:
+                raise MessageTimeout(f"no message {type or 'at all'!r} came within {timeout:g} s")
+            await self._wait(left)
+
+    def _fault(self, envelope: Envelope) -> str | None:
+        """Why it is refused; None if it is not."""
+        if not self._may_send(envelope.sender):
+            return "not a neighbour"
+        if envelope.round is None:
+            mine = sum(other.sender == envelope.sender for other in self._loose)
+            return "too many messages" if mine >= LOOSE else None
+        if envelope.round < self.round:
+            return "late: its round is over"
+        if envelope.round > self.round + self._ahead:
+            return "too far ahead"
+        if envelope.sender in self._rounds.get((envelope.type, envelope.round), {}):
+            return "sent twice"
+        kinds = {kind for (kind, _), kept in self._rounds.items() if envelope.sender in kept}
+        return "too many types" if len(kinds) >= KINDS and envelope.type not in kinds else None
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def _wait(self, timeout: float | None) -> Any:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+        except TimeoutError:
+            return
