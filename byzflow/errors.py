@@ -22,7 +22,8 @@
     ├── MailboxFull(RuntimeError)        more messages than a mailbox may keep
     └── FederationError(RuntimeError)    a federation that cannot run, or cannot go on
         ├── NotANeighbour(ValueError)    a message to a node that the graph does not join
-        └── QuorumLost                   too few nodes spoke in time
+        ├── QuorumLost                   too few nodes spoke in time
+        └── Stopped                      the run was stopped while a node waited
 
     WeakAttack(UserWarning)              a warning: an attack that attacks nobody with these n and f
 
@@ -138,6 +139,10 @@ class NotANeighbour(FederationError, ValueError):
 
 class QuorumLost(FederationError):
     """Too few nodes spoke in time."""
+
+
+class Stopped(FederationError):
+    """The run was stopped while a node waited."""
 
 
 class WeakAttack(UserWarning):

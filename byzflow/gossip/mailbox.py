@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from byzflow.errors import MessageTimeout, QuorumLost
+from byzflow.errors import MessageTimeout, QuorumLost, Stopped
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.gossip.envelope import Envelope
 
@@ -19,11 +19,11 @@ KINDS = 32  # types of one sender that are told apart
 class Mailbox:
     """Belongs to one event loop. A flood costs its sender's own few slots and nobody else's.
 
-    `may_send(sender, version)` says whether the sender is a neighbour; `ahead` bounds how many rounds a message may
+    `may_send(envelope)` says whether its sender is a neighbour; `ahead` bounds how many rounds a message may
     be before the node's own round.
     """
 
-    def __init__(self, may_send: Callable[[NodeId], bool] = lambda sender: True, ahead: int = AHEAD) -> None:
+    def __init__(self, may_send: Callable[[Envelope], bool] = lambda envelope: True, ahead: int = AHEAD) -> None:
         self.refused: dict[NodeId, Counter[str]] = {}
         self.round = 0
         self._may_send, self._ahead = may_send, ahead
@@ -80,33 +80,32 @@ class Mailbox:
         deadline: float | None = None,
         patience: float | None = None,
     ) -> Heard:
-        """See `Recv`. Raises QuorumLost after `patience` seconds without the quorum, asyncio.CancelledError if
-        stopped."""
+        """See `Recv`. A value of None says that its sender has nothing to say in this round. Raises QuorumLost after `patience` seconds without the quorum, Stopped."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         came: dict[NodeId, float] = {}
         while True:
             self._changed.clear()
             if self._stopped:
-                raise asyncio.CancelledError
+                raise Stopped("the run was stopped")
             kept = self._rounds.get((type, round), {})
             now = loop.time() - began
             for sender in kept:
                 came.setdefault(sender, now)
-            present = [sender for sender in senders if sender in kept]
+            present = [sender for sender in senders if sender in kept and kept[sender].value is not None]
             awaited = [sender for sender in senders if sender not in kept and sender not in self._down]
-            enough = len(present) >= quorum
+            enough = len(present) >= quorum or all(sender in kept for sender in senders)
             if enough and (not awaited or (deadline is not None and now >= deadline)):
                 taken = self._rounds.pop((type, round), {})
                 return Heard(
                     {sender: taken[sender].value for sender in present},
-                    tuple(sender for sender in senders if sender not in taken),
+                    tuple(sender for sender in senders if sender not in present),
                     {sender: came[sender] for sender in present},
                 )
             if patience is not None and now >= patience:
                 raise QuorumLost(
                     f"{len(present)} of {len(senders)} sent {type!r} for round {round} within {patience:g} s, "
-                    f"{quorum} are needed; missing: {', '.join(str(s) for s in senders if s not in kept)}"
+                    f"{quorum} are needed; missing: {', '.join(str(s) for s in senders if s not in present)}"
                 )
             limits = [end - now for end in (deadline if enough else None, patience) if end is not None]
             await self._wait(min(limits, default=None))
@@ -118,7 +117,7 @@ class Mailbox:
         while True:
             self._changed.clear()
             if self._stopped:
-                raise asyncio.CancelledError
+                raise Stopped("the run was stopped")
             for envelope in self._loose:
                 if type in (None, envelope.type):
                     self._loose.remove(envelope)
@@ -130,7 +129,7 @@ class Mailbox:
 
     def _fault(self, envelope: Envelope) -> str | None:
         """Why it is refused; None if it is not."""
-        if not self._may_send(envelope.sender):
+        if not self._may_send(envelope):
             return "not a neighbour"
         if envelope.round is None:
             mine = sum(other.sender == envelope.sender for other in self._loose)

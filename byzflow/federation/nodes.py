@@ -1,0 +1,143 @@
+"""What takes part in a federation: honest nodes that learn, and Byzantine ones that lie."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from byzflow.errors import FederationError
+from byzflow.operators import Attack
+from byzflow.spec import parse
+
+
+class Node(ABC):
+    """A participant. Its methods run where it lives: here, or on a worker."""
+
+    @abstractmethod
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """(x, y): the data of its next step."""
+
+    @abstractmethod
+    def apply_server_gradient(self, gradient: Tensor) -> None:
+        """Take a step by this flat gradient, which all nodes are given."""
+
+    def ping(self) -> str:
+        """A sign of life."""
+        return "pong"
+
+
+class HonestNode(Node):
+    """A participant that follows the protocol. Subclass it with your model and data, or take a `LearnerNode`.
+
+    A parameter server needs the three abstract methods. Gossip also needs `get_parameters` and `set_parameters`.
+    """
+
+    @abstractmethod
+    def honest_gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """(d,): the flat gradient of the loss on a batch."""
+
+    def honest_gradient_for_next_batch(self) -> Tensor:
+        """(d,): the flat gradient of the next batch."""
+        x, y = self.next_batch()
+        return self.honest_gradient(x, y).detach()
+
+    def get_parameters(self) -> Tensor:
+        """(d,): the model as a flat vector; a copy."""
+        raise FederationError(f"{type(self).__name__} needs get_parameters() to take part in gossip, or to rejoin")
+
+    def set_parameters(self, vector: Tensor) -> None:
+        """Make a flat vector (d,) the model."""
+        raise FederationError(f"{type(self).__name__} needs set_parameters(vector) to take part in gossip, or to rejoin")
+
+    lr: float = 0.05
+    """Step size of `half_step`."""
+
+    def half_step(self) -> Tensor:
+        """(d,): the model after a step on the next batch, which gossip then mixes."""
+        return self.get_parameters() - self.lr * self.honest_gradient_for_next_batch()
+
+    def adopt(self, model: Tensor) -> None:
+        """Go on from a mixed model (d,)."""
+        self.set_parameters(model)
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the node's own test data; none unless a subclass has some."""
+        return {}
+
+
+class ByzantineNode(Node):
+    """A participant that sends what it likes. Subclasses say what in `byzantine_gradient`."""
+
+    @abstractmethod
+    def byzantine_gradient(self, x: Tensor, y: Tensor, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
+        """(d,): what it sends, made of its batch and of the honest vectors, where it knows them."""
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """No data."""
+        return torch.empty(0), torch.empty(0, dtype=torch.long)
+
+    def apply_server_gradient(self, gradient: Tensor) -> None:
+        """Do not care."""
+
+    def adopt(self, model: Tensor) -> None:
+        """Do not care."""
+
+    def byzantine_gradient_for_next_batch(self, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
+        """(d,): what it sends in a round."""
+        x, y = self.next_batch()
+        return self.byzantine_gradient(x, y, honest_grads).detach()
+
+    def lie(self, honest: Sequence[Tensor], place: int, f: int) -> Tensor | None:
+        """(d,): what the attacker at this place (from 0) of f sends to who hears these honest vectors."""
+        return self.byzantine_gradient_for_next_batch(honest)
+
+
+class AttackNode(ByzantineNode):
+    """A participant that runs a registered attack, such as "alie" or "sign_flip(scale=4)", with all others of its kind.
+
+    With knowledge of its own data alone, give it a `learner`: then the attack sees this node's honest vector only.
+    """
+
+    def __init__(self, attack: str | Attack, learner: HonestNode | None = None, step: str | None = None) -> None:
+        """Raises SpecError for what is no attack."""
+        operator = parse(attack, f=1)
+        if not isinstance(operator, Attack):
+            raise FederationError(f"{operator} is no attack; `byzflow list attacks` shows them")
+        self.attack, self.learner = attack, learner
+        self._step = step or "honest_gradient_for_next_batch"
+
+    def byzantine_gradient(self, x: Tensor, y: Tensor, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
+        """The attack on these honest vectors alone."""
+        made = self.lie(list(honest_grads or ()), 0, 1)
+        if made is None:
+            raise FederationError("an attack needs at least one honest vector, or a learner of its own")
+        return made
+
+    def lie(self, honest: Sequence[Tensor], place: int, f: int) -> Tensor | None:
+        """Row `place` of the f rows of the attack; None if there is nothing to make it of."""
+        own: Tensor | None = None
+        if self.learner is not None and not honest:
+            own = getattr(self.learner, self._step)()
+            honest, place, f = [own], 0, 1
+        if not honest:
+            return None
+        operator = parse(self.attack, f=f)
+        extras: dict[str, Any] = {}
+        if "own" in operator.accepts and getattr(operator, "knowledge", "omniscient") != "omniscient":
+            extras["own"] = list(honest)[:f]
+        rows = operator(list(honest), **extras)
+        return rows[place if len(rows) > place else 0]
+
+    def apply_server_gradient(self, gradient: Tensor) -> None:
+        """Its learner follows, so that what it knows is up to date."""
+        if self.learner is not None:
+            self.learner.apply_server_gradient(gradient)
+
+    def adopt(self, model: Tensor) -> None:
+        """Its learner follows."""
+        if self.learner is not None:
+            self.learner.adopt(model)

@@ -1,0 +1,208 @@
+"""Performs the effects of one node's program: the only place where programs meet networks, clocks and models."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from byzflow.errors import Stopped, WorkerDied, one_line
+from byzflow.gossip.defence import Defence, Verdict
+from byzflow.gossip.door import Run
+from byzflow.gossip.effects import (
+    Adopt,
+    Aggregate,
+    Apply,
+    Effect,
+    Heard,
+    NodeId,
+    Now,
+    Recv,
+    SamplePeers,
+    Send,
+    Sleep,
+    Train,
+    Turn,
+)
+from byzflow.gossip.network import Network
+from byzflow.gossip.pace import Pace
+from byzflow.gossip.witness import Witness
+
+VECTORS = ("update", "half")
+"""Types of message in which a Byzantine node lies."""
+
+
+@dataclass
+class Seat:
+    """One node as the runtime sees it.
+
+    `node` is an object here or on a worker (`ActorRef`); `step` names its method that makes what it has to say in a
+    round. `accomplices` are the Byzantine nodes in their order, which tells each of them its place.
+    """
+
+    id: NodeId
+    node: Any
+    step: str = "honest_gradient_for_next_batch"
+    byzantine: bool = False
+    accomplices: Sequence[NodeId] = ()
+    knowledge: str = "omniscient"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What happened at one node in one round."""
+
+    node: NodeId
+    round: int
+    verdict: Verdict | None = None
+    error: str = ""
+    heard: Heard | None = None
+
+
+async def ask(node: Any, method: str, *arguments: Any) -> Any:
+    """A method of a node that is an object here or on a worker; its result is awaited where it must be."""
+    outcome = getattr(node, method)(*arguments)
+    return await outcome if inspect.isawaitable(outcome) else outcome
+
+
+@dataclass
+class Performer:
+    """The effects of one seat. `tell` hears of each verdict and each error; `patience` (seconds) bounds each wait."""
+
+    seat: Seat
+    run: Run
+    network: Network
+    pace: Pace
+    defence: Defence | None = None
+    witness: Witness | None = None
+    tell: Callable[[Told], None] = lambda told: None
+    patience: float | None = None
+    mixing: Callable[[NodeId, int], Mapping[NodeId, float]] | None = None
+    """The mixing weights of a node's neighbours in a round, for rules that take them."""
+    round: int = field(default=0, init=False)
+    _heard: dict[tuple[str, int], Heard] = field(default_factory=dict, init=False)
+    _sent: set[tuple[str, int]] = field(default_factory=set, init=False)
+
+    async def perform(self, effect: Effect[Any]) -> Any:
+        """The effect's outcome."""
+        match effect:
+            case Turn():
+                return await self._turn()
+            case Train(round=round):
+                return await self._train(round)
+            case Send(to=to, type=type, value=value, round=round):
+                await self._send(to, type, value, round)
+            case Recv():
+                return await self._recv(effect)
+            case Aggregate():
+                return await self._aggregate(effect)
+            case Apply(step=step, round=round):
+                if step is not None:
+                    await self._heedless("apply_server_gradient", step, round)
+            case Adopt(model=model, round=round):
+                if model is not None:
+                    await self._heedless("adopt", model, round)
+            case SamplePeers(round=round, count=count):
+                others = [node for node in self.run.at(round).nodes if node != self.seat.id]
+                return tuple(Random(f"{self.run.seed}/peers/{self.seat.id}/{round}").sample(others, count))
+            case Sleep(seconds=seconds):
+                await asyncio.sleep(seconds)
+            case Now():
+                return asyncio.get_running_loop().time()
+            case _:
+                raise TypeError(f"no runtime performs {type(effect).__name__}")
+        return None
+
+    async def _turn(self) -> int | None:
+        turn = await self.pace.turn(self.seat.id)
+        if turn is not None:
+            if turn != self.round:
+                self._heard.clear()
+                self._sent.clear()
+            self.round = turn
+            self.network.mailbox(self.seat.id).begin(turn)
+        return turn
+
+    async def _recv(self, effect: Recv) -> Heard:
+        """What was heard; the same again in a round that begins anew because the node's worker died."""
+        key = (effect.type, effect.round)
+        if key not in self._heard:
+            mailbox = self.network.mailbox(self.seat.id)
+            self._heard[key] = await mailbox.collect(*key, effect.senders, effect.quorum, effect.deadline, self.patience)
+        return self._heard[key]
+
+    async def _train(self, round: int) -> Any:
+        """The node's vector; None if it has none, or its code raised, which is told and costs this round alone."""
+        if self.seat.byzantine:
+            return None  # what it sends is made when it sends, of what it sees then
+        if any((type, round) in self._sent for type in VECTORS):
+            return None  # this round began anew, and was spoken in already
+        try:
+            return await ask(self.seat.node, self.seat.step)
+        except (WorkerDied, Stopped):
+            raise
+        except Exception as error:
+            self.tell(Told(self.seat.id, round, error=one_line(error)))
+            return None
+
+    async def _send(self, to: Sequence[NodeId], type: str, value: Any, round: int) -> None:
+        if (type, round) in self._sent:
+            return
+        self._sent.add((type, round))
+        if type in VECTORS and self.seat.byzantine:
+            for receivers, lie in await self._lies(to, type, round):
+                await self.network.send(self.seat.id, receivers, type, lie, round)
+            return
+        if type in VECTORS and self.witness is not None:
+            await self.witness.show(type, round, self.seat.id, value)
+        await self.network.send(self.seat.id, to, type, value, round)
+
+    async def _lies(self, to: Sequence[NodeId], type: str, round: int) -> list[tuple[tuple[NodeId, ...], Any]]:
+        """What to send to whom. Receivers who hear the same honest nodes are told the same."""
+        liars, told = set(self.seat.accomplices), {}
+        for receiver in to:
+            honest = tuple(
+                node
+                for node in self.run.at(round).in_neighbours(receiver)
+                if node not in liars and node in self.run.sampled(round)
+            )
+            told.setdefault(honest, []).append(receiver)
+        lies = []
+        for honest, receivers in told.items():
+            rows: list[Any] = []
+            if self.witness is not None and self.seat.knowledge == "omniscient":
+                rows = await self.witness.honest(type, round, honest, self.run.deadline or self.patience)
+            try:
+                lie = await ask(self.seat.node, "lie", rows, self.place, len(self.seat.accomplices))
+            except (WorkerDied, Stopped):
+                raise
+            except Exception as error:
+                self.tell(Told(self.seat.id, round, error=one_line(error)))
+                lie = None
+            lies.append((tuple(receivers), lie))
+        return lies
+
+    @property
+    def place(self) -> int:
+        """This node's place among the Byzantine ones."""
+        return list(self.seat.accomplices).index(self.seat.id)
+
+    async def _aggregate(self, effect: Aggregate) -> Any:
+        assert self.defence is not None
+        own = None if effect.own is None else (self.seat.id, effect.own)
+        weights = None if self.mixing is None else self.mixing(self.seat.id, effect.round)
+        verdict = self.defence.aggregate(effect.heard, own, weights)
+        self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard))
+        return verdict.value
+
+    async def _heedless(self, method: str, vector: Any, round: int) -> None:
+        """Let the node take a vector; an error of its own code is told, and the run goes on."""
+        try:
+            await ask(self.seat.node, method, vector)
+        except (WorkerDied, Stopped):
+            raise
+        except Exception as error:
+            self.tell(Told(self.seat.id, round, error=one_line(error)))
