@@ -1,7 +1,20 @@
-"""Gossip: nodes that talk to their neighbours, and the programs that they run.
+"""Gossip: nodes that talk to their neighbours, the graphs that join them, and the programs that they run.
 
+topology   a graph as an immutable, versioned value
+named      the graphs that a spec names
+sources    graphs from matrices, edges, files, networkx
+varying    graphs that change with the round
+weights    mixing weights
+analysis   what a graph bears
 effects    what a program may ask for
-envelope   a message between nodes
-mailbox    what a node was sent: bounded, checked, by type and round
+door       what a program is given
+programs   peer, server, worker
 drive      runs a program
+performer  performs its effects
+mailbox    what a node was sent: bounded, checked, by type and round
+envelope   a message between nodes
+network    how it gets there, in one process
+pace       which rounds may run
+defence    the robust rule of one node
+witness    what an omniscient attacker sees
 """
