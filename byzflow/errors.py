@@ -7,6 +7,8 @@
     │   └── NonFiniteRows                NaN or Inf where the policy is "raise", or in every row
     ├── NotEnoughSenders(ValueError)     n is below the operator's bound for its f
     ├── ExtraError(TypeError)            an extra argument that is missing, unknown or of the wrong size
+    ├── DataError(ValueError)            data that is missing, does not read, or cannot be dealt out
+    ├── ModelError(ValueError)           a model, or a vector or state for it, that does not fit
     ├── LimitExceeded(RuntimeError)      an exact search larger than its limit
     ├── PluginError(RuntimeError)        a plugin that does not load, or claims what another one has
     ├── GraphError(ValueError)           a graph that cannot run: names, inputs, outputs
@@ -75,6 +77,14 @@ class NotEnoughSenders(ByzflowError, ValueError):
 
 class ExtraError(ByzflowError, TypeError):
     """An extra argument is missing, not taken by the operator, or of the wrong size."""
+
+
+class DataError(ByzflowError, ValueError):
+    """Data is missing, does not read, or cannot be dealt out."""
+
+
+class ModelError(ByzflowError, ValueError):
+    """A model cannot be trained as one vector, or a vector or a state does not fit it."""
 
 
 class LimitExceeded(ByzflowError, RuntimeError):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
-import random
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 
+from byzflow.federation.randomness import random_numbers
 from byzflow.operators import seeded
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -74,13 +73,5 @@ def random_state(seed: int | None, *where: int) -> Iterator[None]:
         return
     for number in where:
         seed = int(torch.randint(2**62, (), generator=seeded(seed, "client_app", number)))
-    kept = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(kept[0])
-            random.setstate(kept[1])
+    with random_numbers(seed):
+        yield

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from byzflow.engine.report import Aggregation
 from byzflow.errors import SpecError
+from byzflow.federation.training import loss_of
 from byzflow.operators import Attack, Operator
 from byzflow_lightning import batches
 from byzflow_lightning.callback import Callback
@@ -19,7 +20,7 @@ from byzflow_lightning.contest import Contest
 from byzflow_lightning.momenta import Momenta
 from byzflow_lightning.rank_states import copied, of_all_ranks
 from byzflow_lightning.worker_refusals import check_training, read_attack, read_rule
-from byzflow_lightning.worker_step import Step, gradients, loss_of, loss_with, trainable, unnoticed
+from byzflow_lightning.worker_step import Step, gradients, loss_with, trainable, unnoticed
 
 
 class VirtualWorkers(Callback):

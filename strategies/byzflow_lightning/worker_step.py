@@ -10,22 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from byzflow.errors import SpecError
-
 Gradients = dict[str, Tensor | None]
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that want a gradient, by name; a shared one once."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def loss_of(output: Any) -> Tensor | None:
-    """The loss in what a `training_step` returned; None if it skipped."""
-    if isinstance(output, Mapping) and "loss" not in output:
-        raise SpecError(f"training_step returned a mapping without 'loss': it has {', '.join(map(str, output))}")
-    loss: Tensor | None = output["loss"] if isinstance(output, Mapping) else output
-    return loss
 
 
 def gradients(loss: Tensor, parameters: Mapping[str, nn.Parameter], scaler: Any = None) -> Gradients:

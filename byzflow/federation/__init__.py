@@ -1,0 +1,1 @@
+"""Nodes that learn together: their data, their model as one vector, and what one of them does alone."""
