@@ -1,1 +1,10 @@
-"""Nodes that learn together: their data, their model as one vector, and what one of them does alone."""
+"""Nodes that learn together: a star with a centre, or any graph without one.
+
+datasets, image_files, partitions   data, and who has which of it
+models, schema, vector              a model, as one flat vector
+learner, batches, training,         what one node does alone
+optimizer, evaluation, randomness
+nodes, learner_node                 what takes part: honest nodes and Byzantine ones
+federation                          nodes, a graph and a defence, run by rounds
+report                              what a round was like
+"""

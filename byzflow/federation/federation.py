@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean, median
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one_line
 from byzflow.federation.nodes import ByzantineNode
@@ -28,6 +28,12 @@ from byzflow.gossip.witness import Witness
 from byzflow.operators import Operator
 
 SERVER = "server"
+STEPS = {
+    "gradients": ("honest_gradient_for_next_batch", "apply_server_gradient"),
+    "updates": ("local_update", "apply_server_update"),
+    "models": ("half_step", "adopt"),
+}
+"""What a node's methods are called that make what it sends, and take what comes of all."""
 Program = Callable[[Door], Coroutine[Any, Any, None]]
 
 
@@ -64,6 +70,7 @@ class Federation:
     fraction, quorum, deadline, seed : see `byzflow.gossip.door.Run`.
     patience : seconds after which a node that waits for its quorum gives up.
     min_nodes : below so many live training nodes the run stops.
+    exchange : what workers of a star send: gradients, or the updates of several local steps.
     server : the centre's own model, an object with `apply_server_gradient`, where it has one.
     evaluate_every : rounds between evaluations; 0 for none.
     compare_digests : whether a star compares the nodes' `digest()` after each round, where they have one.
@@ -89,6 +96,7 @@ class Federation:
         patience: float | None = 60.0,
         min_nodes: int = 1,
         seed: int = 0,
+        exchange: Literal["gradients", "updates"] = "gradients",
         server: Any = None,
         evaluate_every: int = 1,
         compare_digests: bool = True,
@@ -96,7 +104,9 @@ class Federation:
     ) -> None:
         given = dict(nodes) if isinstance(nodes, Mapping) else dict(enumerate(nodes))
         self.members = {
-            id: Member(id, node, (roles or {}).get(id, "train-eval"), id in byzantine or isinstance(node, ByzantineNode))
+            id: Member(
+                id, node, (roles or {}).get(id, "train-eval"), id in byzantine or isinstance(node, ByzantineNode)
+            )
             for id, node in given.items()
         }
         if not given:
@@ -105,6 +115,9 @@ class Federation:
             raise FederationError(f"no node {', '.join(unknown)}; there are {', '.join(map(str, given))}")
         self.centre = SERVER if topology == "star" else None
         self.history = History()
+        if exchange not in ("gradients", "updates"):
+            raise FederationError(f"exchange is 'gradients' or 'updates', got {exchange!r}")
+        self.exchange = exchange
         self.server, self.min_nodes, self.patience = server, min_nodes, patience
         self.evaluate_every, self.compare_digests, self.sinks = evaluate_every, compare_digests, tuple(sinks)
         ids = tuple(given)
@@ -171,13 +184,14 @@ class Federation:
         """Let the nodes' programs begin; needless before `run`."""
         if self._tasks or self._ended:
             return
-        seats = [self._seat(member) for member in self.members.values()]
-        for member, seat in zip(self.members.values(), seats, strict=True):
-            program = programs.worker if self.centre else programs.peer
-            self._tasks[member.id] = asyncio.create_task(self._live(member, seat, program))
+        seats = [(member, self._seat(member), programs.worker if self.centre else programs.peer)
+                 for member in self.members.values()]  # fmt: skip
         if self.centre:
             centre = Member(SERVER, self.server or _NoModel())
-            self._tasks[SERVER] = asyncio.create_task(self._live(centre, Seat(SERVER, centre.node), programs.server))
+            seats.append((centre, Seat(SERVER, centre.node, take=STEPS[self.exchange][1]), programs.server))
+        for member, seat, program in seats:
+            self.pace.join(member.id)
+            self._tasks[member.id] = asyncio.create_task(self._live(member, seat, program))
 
     async def round(self) -> RoundReport:
         """One round. Raises what ended the run, if it ended."""
@@ -231,8 +245,8 @@ class Federation:
 
     def _seat(self, member: Member) -> Seat:
         liars = [each.id for each in self.members.values() if each.byzantine]
-        step = "honest_gradient_for_next_batch" if self.centre else "half_step"
-        return Seat(member.id, member.node, step, member.byzantine, liars)
+        train, take = STEPS[self.exchange if self.centre else "models"]
+        return Seat(member.id, member.node, train, take, member.byzantine, liars)
 
     async def _live(self, member: Member, seat: Seat, program: Program) -> None:
         """Run a node's program to its end, whatever befalls the node."""
@@ -290,7 +304,8 @@ class Federation:
 
     async def _report(self, number: int, seconds: float) -> RoundReport:
         told = self._told.pop(number, [])
-        verdicts = [each.verdict for each in told if each.verdict is not None]
+        liars = {member.id for member in self.members.values() if member.byzantine}
+        verdicts = [each.verdict for each in told if each.verdict is not None and each.node not in liars]
         shares: dict[NodeId, list[float]] = {}
         for verdict in verdicts:
             for sender, weight in verdict.weights.items():
@@ -335,8 +350,10 @@ class Federation:
 class _NoModel:
     """The centre of a star that only aggregates."""
 
-    def apply_server_gradient(self, gradient: Any) -> None:
+    def apply_server_gradient(self, step: Any) -> None:
         """Nothing to move."""
+
+    apply_server_update = apply_server_gradient
 
 
 def _can(node: Any, method: str) -> bool:

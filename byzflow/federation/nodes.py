@@ -51,10 +51,20 @@ class HonestNode(Node):
 
     def set_parameters(self, vector: Tensor) -> None:
         """Make a flat vector (d,) the model."""
-        raise FederationError(f"{type(self).__name__} needs set_parameters(vector) to take part in gossip, or to rejoin")
+        raise FederationError(
+            f"{type(self).__name__} needs set_parameters(vector) to take part in gossip, or to rejoin"
+        )
 
     lr: float = 0.05
     """Step size of `half_step`."""
+
+    def local_update(self) -> Tensor:
+        """(d,): how far several local steps lead, where a star exchanges updates."""
+        raise FederationError(f"{type(self).__name__} needs local_update() where updates are exchanged")
+
+    def apply_server_update(self, update: Tensor) -> None:
+        """Take an aggregated update (d,)."""
+        self.set_parameters(self.get_parameters() + update)
 
     def half_step(self) -> Tensor:
         """(d,): the model after a step on the next batch, which gossip then mixes."""
@@ -81,6 +91,9 @@ class ByzantineNode(Node):
         return torch.empty(0), torch.empty(0, dtype=torch.long)
 
     def apply_server_gradient(self, gradient: Tensor) -> None:
+        """Do not care."""
+
+    def apply_server_update(self, update: Tensor) -> None:
         """Do not care."""
 
     def adopt(self, model: Tensor) -> None:
@@ -136,6 +149,11 @@ class AttackNode(ByzantineNode):
         """Its learner follows, so that what it knows is up to date."""
         if self.learner is not None:
             self.learner.apply_server_gradient(gradient)
+
+    def apply_server_update(self, update: Tensor) -> None:
+        """Its learner follows."""
+        if isinstance(self.learner, HonestNode):
+            self.learner.apply_server_update(update)
 
     def adopt(self, model: Tensor) -> None:
         """Its learner follows."""

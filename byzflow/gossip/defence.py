@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from byzflow import memory
 from byzflow.attendance import shrunk_for
+from byzflow.errors import NotEnoughSenders, RowsError, SpecError
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.operators import Attack, Operator
-from byzflow.errors import NotEnoughSenders, RowsError, SpecError
 from byzflow.spec import parse
 
 
@@ -103,4 +103,3 @@ def _kind(value: Tensor) -> tuple[int, torch.dtype]:
 
 def _told(kind: tuple[int, torch.dtype]) -> str:
     return f"{kind[0]} numbers of {str(kind[1]).removeprefix('torch.')}"
-

@@ -200,7 +200,7 @@ def _drawn(draw: Callable[[], nx.Graph], what: str, advice: str) -> nx.Graph:
 
 def _lattice(name: str, n: int, rows: int, periodic: bool) -> Iterable[tuple[int, int]]:
     rows = rows or max(each for each in range(1, math.isqrt(n) + 1) if n % each == 0)
-    if rows < 1 or n % rows or (rows == 1 or rows == n) and n > 3:
+    if rows < 1 or n % rows or ((rows == 1 or rows == n) and n > 3):
         raise SpecError(f"{name}: n = rows * columns with both >= 2, got n = {n} and {rows} rows")
     columns = n // rows
     steps = [(row, column, row + down, column + right) for row in range(rows) for column in range(columns)

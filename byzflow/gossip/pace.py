@@ -18,6 +18,10 @@ class Pace:
         self._stopped = False
         self._changed = asyncio.Condition()
 
+    def join(self, node: NodeId) -> None:
+        """From now on the owner waits for this node, even before its first turn."""
+        self.at.setdefault(node, -1)
+
     @property
     def stopped(self) -> bool:
         """If there will be no more turns."""

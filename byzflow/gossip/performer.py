@@ -39,13 +39,14 @@ VECTORS = ("update", "half")
 class Seat:
     """One node as the runtime sees it.
 
-    `node` is an object here or on a worker (`ActorRef`); `step` names its method that makes what it has to say in a
-    round. `accomplices` are the Byzantine nodes in their order, which tells each of them its place.
+    `node` is an object here or on a worker (`ActorRef`); `train` and `take` name its methods that make what it has to
+    say in a round, and take what comes of all. `accomplices` are the Byzantine nodes in their order, which tells each of them its place.
     """
 
     id: NodeId
     node: Any
-    step: str = "honest_gradient_for_next_batch"
+    train: str = "honest_gradient_for_next_batch"
+    take: str = "apply_server_gradient"
     byzantine: bool = False
     accomplices: Sequence[NodeId] = ()
     knowledge: str = "omniscient"
@@ -100,11 +101,9 @@ class Performer:
             case Aggregate():
                 return await self._aggregate(effect)
             case Apply(step=step, round=round):
-                if step is not None:
-                    await self._heedless("apply_server_gradient", step, round)
+                await self._take(step, round)
             case Adopt(model=model, round=round):
-                if model is not None:
-                    await self._heedless("adopt", model, round)
+                await self._take(model, round)
             case SamplePeers(round=round, count=count):
                 others = [node for node in self.run.at(round).nodes if node != self.seat.id]
                 return tuple(Random(f"{self.run.seed}/peers/{self.seat.id}/{round}").sample(others, count))
@@ -131,7 +130,9 @@ class Performer:
         key = (effect.type, effect.round)
         if key not in self._heard:
             mailbox = self.network.mailbox(self.seat.id)
-            self._heard[key] = await mailbox.collect(*key, effect.senders, effect.quorum, effect.deadline, self.patience)
+            self._heard[key] = await mailbox.collect(
+                *key, effect.senders, effect.quorum, effect.deadline, self.patience
+            )
         return self._heard[key]
 
     async def _train(self, round: int) -> Any:
@@ -141,7 +142,7 @@ class Performer:
         if any((type, round) in self._sent for type in VECTORS):
             return None  # this round began anew, and was spoken in already
         try:
-            return await ask(self.seat.node, self.seat.step)
+            return await ask(self.seat.node, self.seat.train)
         except (WorkerDied, Stopped):
             raise
         except Exception as error:
@@ -198,10 +199,12 @@ class Performer:
         self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard))
         return verdict.value
 
-    async def _heedless(self, method: str, vector: Any, round: int) -> None:
-        """Let the node take a vector; an error of its own code is told, and the run goes on."""
+    async def _take(self, vector: Any, round: int) -> None:
+        """Let the node take a vector, if there is one; an error of its own code is told, and the run goes on."""
+        if vector is None:
+            return
         try:
-            await ask(self.seat.node, method, vector)
+            await ask(self.seat.node, self.seat.take, vector)
         except (WorkerDied, Stopped):
             raise
         except Exception as error:
