@@ -45,7 +45,7 @@ def from_matrix(matrix: NDArray[Any], nodes: tuple[Node, ...] | None = None) -> 
     ids = tuple(range(n)) if nodes is None else nodes
     if len(ids) != n:
         raise SpecError(f"the matrix has {n} rows, and there are {len(ids)} nodes")
-    if n > MOST_NODES or not np.issubdtype(matrix.dtype, np.number) and matrix.dtype != bool:
+    if n > MOST_NODES or (not np.issubdtype(matrix.dtype, np.number) and matrix.dtype != bool):
         raise SpecError(
             f"a matrix of a graph holds numbers, for at most {MOST_NODES} nodes; got {matrix.dtype}, n = {n}"
         )
