@@ -98,6 +98,7 @@ def two_worlds(n: int, m: int = 0, h: int = 1) -> Iterable[tuple[int, int]]:
     m = m or n // 2
     if 2 * m != n or not 1 <= h <= m:
         raise SpecError(f"two_worlds(m={m}, h={h}) has n = {2 * m} nodes and needs 1 <= h <= m, got n = {n}")
+    _few(m * (m - 1 + h), f"two_worlds of {n} nodes")
     within = [(base + a, base + b) for base in (0, m) for a, b in combinations(range(m), 2)]
     return [*within, *((a, m + (a + step) % m) for a in range(m) for step in range(h))]
 
@@ -115,7 +116,7 @@ def clusters(n: int, sizes: Any, links: int = 1) -> Iterable[tuple[int, int]]:
     most = min(min(counts[a], counts[b]) for a, b in pairs)
     if not 1 <= links <= most:
         raise SpecError(f"clusters: links is 1 to {most}, the smallest size, got {links}")
-    _few(sum(size * size // 2 for size in counts), f"clusters of {n} nodes")
+    _few(sum(size * (size - 1) // 2 + links for size in counts), f"clusters of {n} nodes")
     within = [(start + a, start + b) for start, size in zip(starts, counts, strict=True)
               for a, b in combinations(range(size), 2)]  # fmt: skip
     return [*within, *((starts[a] + counts[a] - 1 - k, starts[b] + k) for a, b in pairs for k in range(links))]

@@ -75,6 +75,8 @@ REFUSED: list[tuple[Any, Any, str]] = [
     ("ring", 10_001, "got 10001"),
     ("ring", None, "how many nodes"),
     ("full", 10_000, "49995000 edges, at most 2000000"),
+    ("two_worlds", 10_000, "at most 2000000"),
+    ("clusters(sizes=9000+1000)", 10_000, "at most 2000000"),
     ("k_regular:3", 9, r"n \* K even: n \* K = 9 \* 3 = 27"),
     ("k_regular:8", 8, "2 <= K < 8, got 8"),  # with 2k >= n a peer's ring has edges twice
     ("random_regular:9", 9, "2 <= K < 9, got 9"),
