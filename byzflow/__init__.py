@@ -17,6 +17,7 @@
     engine/      the two passes over the rows, and the report
     graph/       computation graphs and what runs them
     actors/      workers on threads, processes, other machines
+    gossip/      who hears whom, and mixing weights
     testing      the contract every plugin must pass
     cli/         one command a file
 

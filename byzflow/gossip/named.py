@@ -27,7 +27,7 @@ HINT = "write ring, star, complete, k_regular:4 or another name of docs/gossip.m
 
 def ring(n: int) -> Iterable[tuple[int, int]]:
     """Each with the next, the last with the first."""
-    return nx.cycle_graph(n).edges if n > 2 else [(0, 1)]
+    return list(nx.cycle_graph(n).edges) if n > 2 else [(0, 1)]
 
 
 def line(n: int) -> Iterable[tuple[int, int]]:
@@ -49,7 +49,7 @@ def full(n: int) -> Iterable[tuple[int, int]]:
 def k_regular(n: int, k: int) -> Iterable[tuple[int, int]]:
     """On a circle, each with the k/2 nearest on either side; an odd k also with the opposite one."""
     _regular("k_regular", n, k)
-    return nx.circulant_graph(n, [*range(1, k // 2 + 1), *([n // 2] if k % 2 else [])]).edges
+    return list(nx.circulant_graph(n, [*range(1, k // 2 + 1), *([n // 2] if k % 2 else [])]).edges)
 
 
 def random_regular(n: int, k: int, *, rng: Random) -> Iterable[tuple[int, int]]:
@@ -61,7 +61,7 @@ def random_regular(n: int, k: int, *, rng: Random) -> Iterable[tuple[int, int]]:
         graph = nx.random_regular_graph(sparse, n, seed=rng) if sparse else nx.empty_graph(n)
         return graph if sparse == k else nx.complement(graph)
 
-    return _drawn(draw, f"random_regular(k={k}) of {n} nodes", "take k >= 3").edges
+    return _drawn(draw, f"random_regular(k={k}) of {n} nodes", "take k >= 3")
 
 
 def erdos_renyi(n: int, p: float, *, rng: Random) -> Iterable[tuple[int, int]]:
@@ -70,7 +70,7 @@ def erdos_renyi(n: int, p: float, *, rng: Random) -> Iterable[tuple[int, int]]:
         raise SpecError(f"erdos_renyi needs 0 < p <= 1, got {p}")
     _few(int(p * n * (n - 1) / 2), f"erdos_renyi(p={p}) of {n} nodes")
     advice = f"p above ln(n)/n = {math.log(n) / n:.2g} connects most"
-    return _drawn(lambda: nx.fast_gnp_random_graph(n, p, seed=rng), f"erdos_renyi(p={p}) of {n} nodes", advice).edges
+    return _drawn(lambda: nx.fast_gnp_random_graph(n, p, seed=rng), f"erdos_renyi(p={p}) of {n} nodes", advice)
 
 
 def small_world(n: int, k: int, beta: float, *, rng: Random) -> Iterable[tuple[int, int]]:
@@ -80,7 +80,7 @@ def small_world(n: int, k: int, beta: float, *, rng: Random) -> Iterable[tuple[i
     _few(n * k // 2, f"small_world of {n} nodes")
     return _drawn(
         lambda: nx.watts_strogatz_graph(n, k, beta, seed=rng), f"small_world(k={k}) of {n} nodes", "take k >= 4"
-    ).edges
+    )
 
 
 def torus(n: int, rows: int = 0) -> Iterable[tuple[int, int]]:
@@ -98,6 +98,7 @@ def two_worlds(n: int, m: int = 0, h: int = 1) -> Iterable[tuple[int, int]]:
     m = m or n // 2
     if 2 * m != n or not 1 <= h <= m:
         raise SpecError(f"two_worlds(m={m}, h={h}) has n = {2 * m} nodes and needs 1 <= h <= m, got n = {n}")
+    _few(m * (m - 1 + h), f"two_worlds of {n} nodes")
     within = [(base + a, base + b) for base in (0, m) for a, b in combinations(range(m), 2)]
     return [*within, *((a, m + (a + step) % m) for a in range(m) for step in range(h))]
 
@@ -115,7 +116,7 @@ def clusters(n: int, sizes: Any, links: int = 1) -> Iterable[tuple[int, int]]:
     most = min(min(counts[a], counts[b]) for a, b in pairs)
     if not 1 <= links <= most:
         raise SpecError(f"clusters: links is 1 to {most}, the smallest size, got {links}")
-    _few(sum(size * size // 2 for size in counts), f"clusters of {n} nodes")
+    _few(sum(size * (size - 1) // 2 + links for size in counts), f"clusters of {n} nodes")
     within = [(start + a, start + b) for start, size in zip(starts, counts, strict=True)
               for a, b in combinations(range(size), 2)]  # fmt: skip
     return [*within, *((starts[a] + counts[a] - 1 - k, starts[b] + k) for a, b in pairs for k in range(links))]
@@ -191,10 +192,10 @@ def _few(edges: int, what: str) -> None:
         raise SpecError(f"{what} has {edges} edges, at most {MOST_EDGES} are allowed: take a sparser graph")
 
 
-def _drawn(draw: Callable[[], nx.Graph], what: str, advice: str) -> nx.Graph:
+def _drawn(draw: Callable[[], nx.Graph], what: str, advice: str) -> list[tuple[int, int]]:
     for _ in range(TRIES):
         if nx.is_connected(graph := draw()):
-            return graph
+            return list(graph.edges)
     raise SpecError(f"{what} was not connected in {TRIES} tries; {advice}")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from byzflow.operators import param
 from byzflow.robustness import Bounds
-from byzflow_gossip.reference import Bounded, Floats
+from byzflow_gossip.reference import ROUNDING, Bounded, Floats
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class GTS(Bounded):
         order = np.argsort(r, kind="stable")
         weight = w[order]
         left = np.clip(w.sum() - self.borne(w) - (np.cumsum(weight) - weight), 0.0, weight)
+        left[left < ROUNDING] = 0.0  # what rounding leaves of a weight would let a row of 1e30 in
         share = np.zeros_like(r)
         share[order] = left / np.where(weight > 0, weight, 1.0)
         return self.step * share

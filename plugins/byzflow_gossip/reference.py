@@ -20,7 +20,7 @@ from byzflow.gram import Gram
 from byzflow.operators import Mixing, faults, param
 
 Floats = NDArray[np.float64]
-ROUNDING = 1e-12  # of sums of weights that are about 1
+ROUNDING = 1e-6  # of sums of weights that are about 1, and may have been float32
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FromReference(Mixing):
 
     @property
     def min_senders(self) -> int:
-        """Reference_index + 1."""
+        """reference_index + 1."""
         return self.reference_index + 1
 
     def shrunk(self, count: int) -> Self:
@@ -72,7 +72,8 @@ class FromReference(Mixing):
 
     def lengths(self, gram: Gram) -> Floats:
         """(n,): r_j, the distances to the own row."""
-        return np.nan_to_num(gram.squared_distances[self.reference_index].sqrt().numpy(), nan=np.inf, posinf=np.inf)
+        r: Floats = gram.squared_distances[self.reference_index].sqrt().numpy()
+        return np.where(np.isnan(r), np.inf, r)
 
     def shares(self, r: Floats, w: Floats) -> Floats:
         """(k,): s_j of k neighbours with distances r >= 0 and weights w; the last is all that sent the own row."""

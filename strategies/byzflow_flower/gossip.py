@@ -17,12 +17,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from byzflow.errors import ByzflowError, SpecError
+from byzflow.gossip.topology import Topology, topology
 from byzflow_flower.audit import Rejection
 from byzflow_flower.gossip_round import Evaluate, GossipRound, consensus, evaluated
 from byzflow_flower.mixing import CONFIG, NEIGHBOURS, OWN, PEER, dropped_by, read_models
 from byzflow_flower.replies import BadReply, only_record
 from byzflow_flower.sent_model import BATCH_NORM, SentModel
-from byzflow_flower.topology import graph_of
 
 log = getLogger("flwr").log  # Flower's own logger
 SLACK = 4096  # bytes that a model may be larger than what was sent: headers of .npy files may differ
@@ -47,40 +47,43 @@ class GossipStrategy:
 
     Parameters
     ----------
-    graph : "ring", "k_regular:K", "complete", or an undirected networkx graph without isolated nodes.
+    graph : "ring", "k_regular:K", "complete", or another that `byzflow.gossip.topology.topology` reads: a name, an
+        undirected and connected networkx graph, a `Topology`.
     nodes : how many nodes take part, for a graph given by name; a networkx graph has them.
     patience : seconds to wait until so many nodes are connected.
     buffer_names : shell patterns of floating arrays that are buffers, as for `Robust`.
 
     Attributes
     ----------
-    graph : the graph, on places 0 to n - 1; place i is the i-th smallest node id.
+    graph : the `Topology`, on places 0 to n - 1; place i is the i-th smallest node id.
     models : each node's latest good model, by node id: finite, and of the initial one's keys, shapes and dtypes.
     audit : a `GossipRound` for each round.
 
     Raises
     ------
-    SpecError : the graph does not read, is directed, or has a node without neighbours.
+    SpecError : the graph does not read, is directed, changes, is not connected, or joins a node to itself.
     """
 
     def __init__(
         self,
-        graph: str | nx.Graph,
+        graph: str | nx.Graph | Topology,
         nodes: int | None = None,
         *,
         patience: float = 60,
         buffer_names: Sequence[str] = BATCH_NORM,
     ) -> None:
-        if isinstance(graph, str):
-            if nodes is None:
-                raise SpecError(f"how many nodes take part? Write GossipStrategy({graph!r}, nodes=...)")
-            graph = graph_of(graph, nodes)
-        elif nodes not in (None, len(graph)):
+        if isinstance(graph, str) and nodes is None:
+            raise SpecError(f"how many nodes take part? Write GossipStrategy({graph!r}, nodes=...)")
+        if not isinstance(graph, str) and nodes not in (None, len(graph)):
             raise SpecError(f"nodes={nodes}, but the graph has {len(graph)}")
-        graph = nx.convert_node_labels_to_integers(graph)
-        if graph.is_directed() or len(graph) < 2 or any(set(graph[place]) <= {place} for place in graph):
+        if isinstance(graph, nx.Graph) and (
+            graph.is_directed() or len(graph) < 2 or any(set(graph[node]) <= {node} for node in graph)
+        ):
             raise SpecError("a gossip graph is undirected, and each of its nodes has a neighbour")
-        self.graph = graph
+        read = topology(graph, nodes)
+        if not isinstance(read, Topology) or read.directed:
+            raise SpecError(f"a gossip graph that the server relays is undirected and does not change, got {graph!r}")
+        self.graph = read.renamed(range(len(read)))
         self.patience = patience
         self.buffer_names = tuple(buffer_names)
         self.models: dict[int, ArrayRecord] = {}
@@ -157,10 +160,8 @@ class GossipStrategy:
 
     def _neighbours(self, nodes: Sequence[int]) -> dict[int, list[int]]:
         """The neighbours of each node."""
-        return {
-            nodes[place]: sorted(nodes[other] for other in self.graph[place] if other != place)
-            for place in range(len(nodes))
-        }
+        named = self.graph.renamed(nodes)
+        return {node: [int(other) for other in named.neighbours(node)] for node in nodes}
 
     def _exchange(
         self, grid: Grid, messages: Sequence[Message], timeout: float, initial: SentModel

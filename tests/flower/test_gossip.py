@@ -19,7 +19,6 @@ from byzflow_flower import GossipStrategy, LocalGrid, byzantine, gossip_client
 from byzflow_flower.digits import client_app, task
 from byzflow_flower.digits.settings import Settings
 from byzflow_flower.mods import send, sign_flip
-from byzflow_flower.topology import graph_of
 from tests.flower.federation import BATCH_NORM, client, distance, initial, numpy, record, reply, target, train
 
 NODES = 8
@@ -51,11 +50,9 @@ def start(
     [("ring", 8, 2), ("ring", 3, 2), ("ring", 2, 1), ("k_regular:4", 9, 4), ("k-regular:3", 8, 3), ("complete", 5, 4)],
 )
 def test_named_graphs(spec: str, n: int, degree: int) -> None:
-    graph = graph_of(spec, n)
-    assert {graph.degree[place] for place in graph} == {degree}
-    assert nx.is_connected(graph)
-    assert not list(nx.selfloop_edges(graph))
-    assert sorted(graph) == list(range(n))
+    graph = GossipStrategy(spec, n).graph
+    assert {graph.degree(place) for place in graph.nodes} == {degree}
+    assert graph.nodes == tuple(range(n))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +60,11 @@ def test_named_graphs(spec: str, n: int, degree: int) -> None:
 )
 def test_graphs_that_do_not_read(spec: str) -> None:
     with pytest.raises(SpecError, match="k_regular:"):
-        graph_of(spec, 9)
+        GossipStrategy(spec, 9)
     with pytest.raises(SpecError, match="2 to 10000 nodes"):
-        graph_of("ring", 1)
+        GossipStrategy("ring", 1)
+    with pytest.raises(SpecError, match="does not change"):
+        GossipStrategy("random_matchings", 4)
 
 
 def test_graphs_that_are_refused() -> None:
@@ -155,7 +154,7 @@ def test_a_malformed_neighbour_is_dropped_and_named_by_its_neighbours(name: str,
     answer, reason = MALFORMED[name]
     strategy = GossipStrategy(graph, NODES)
     start(strategy, grid(liar=app(answer)))
-    neighbours = {100 + place for place in strategy.graph[LIAR - 100]}
+    neighbours = {100 + place for place in strategy.graph.neighbours(LIAR - 100)}
     for audit in strategy.audit:
         assert audit.dropped.keys() - {LIAR} == neighbours  # to the liar, the honest ones may be malformed
         for node in neighbours:

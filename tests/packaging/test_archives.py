@@ -19,6 +19,7 @@ PACKAGES = {
     "byzflow_aggregators",
     "byzflow_preaggregators",
     "byzflow_attacks",
+    "byzflow_gossip",
     "byzflow_ray",
     "byzflow_flower",
     "byzflow_lightning",
