@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from byzflow.federation.datasets import synthetic
 from byzflow.operators import Operator
 
 CLASSES, FEATURES = 10, 32
@@ -45,13 +46,11 @@ class Data:
 
 def make_data(setting: Setting) -> Data:
     """The data of a setting; the same for the same seed, gamma and number of workers."""
-    generator = torch.Generator().manual_seed(setting.seed)
-    means = 0.55 * torch.randn(CLASSES, FEATURES, generator=generator)
-    y = torch.randint(CLASSES, (TRAIN + TEST,), generator=generator)
-    x = means[y] + torch.randn(TRAIN + TEST, FEATURES, generator=generator)
-    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)  # the bias
+    data = synthetic(train=TRAIN, test=TEST, features=FEATURES, classes=CLASSES, seed=setting.seed)
+    x, test_x = (torch.cat([each, torch.ones(len(each), 1)], dim=1) for each in (data.train_x, data.test_x))  # the bias
+    y = data.train_y
     even = int(setting.gamma * TRAIN)
-    order = torch.cat([torch.arange(even), even + torch.sort(y[even:TRAIN], stable=True).indices])
+    order = torch.cat([torch.arange(even), even + torch.sort(y[even:], stable=True).indices])
     size = TRAIN // setting.honest
     share = even // setting.honest
     shards = []
@@ -61,7 +60,7 @@ def make_data(setting: Setting) -> Data:
             torch.cat([order[worker * share : (worker + 1) * share], order[sorted_from : sorted_from + size - share]])
         )
     index = torch.stack(shards)
-    return Data(x[index], y[index], x[TRAIN:], y[TRAIN:])
+    return Data(x[index], y[index], test_x, data.test_y)
 
 
 def train(setting: Setting, data: Data, defence: Operator, attack: Operator | str | None) -> float:

@@ -77,7 +77,12 @@ class LoaderBatches:
         _check(epoch, position)
         self.epoch, self.position, self._source = epoch, 0, None
         while self.position < position:
-            self._draw()
+            try:
+                self._draw()
+            except StopIteration:
+                raise DataError(
+                    f"epoch {epoch} has {self.position} batches, not {position}: is it other data?"
+                ) from None
 
     def next(self) -> Any:
         try:

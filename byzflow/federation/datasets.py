@@ -71,7 +71,7 @@ def synthetic(
 ) -> Split:
     """Each class a Gaussian of variance 1 around a mean of its own, whose coordinates are N(0, spread^2).
 
-    At the defaults the best possible accuracy is about 0.99; a larger `spread` or more features make it easier.
+    At the defaults nobody can do better than about 0.9; a larger `spread` or more features make it easier.
     """
     counts = {"train": train, "test": test, "features": features, "classes": classes}
     for name, count in counts.items():

@@ -102,13 +102,17 @@ class Learner:
         self.steps = self.skipped = 0
         self.last_loss = math.nan
         self.logged: dict[str, float] = {}
-        self._draws = draws_random_numbers(module)
+        foreign_loss = loss is not None and not str(getattr(loss, "__module__", "")).startswith("torch.nn.")
+        self._draws = foreign_loss or draws_random_numbers(module)
         self._everything_learns = bool(self.model.trainable.all())
 
     def batch(self) -> Any:
         """The next batch of this node, after `batch_attack`."""
         batch = self.batches.next()
-        return batch if self.batch_attack is None else self.batch_attack(batch)
+        if self.batch_attack is None:
+            return batch
+        with random_numbers(seed_of(self.seed, "attack", self.steps)):
+            return self.batch_attack(batch)
 
     def gradient(self, *batch: Any) -> Tensor:
         """(n,): the gradient of the mean loss at the model, on (x, y), on a batch of any kind, or on the next one.
@@ -121,7 +125,7 @@ class Learner:
         before = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         self.module.train()
         with self._own_random_numbers("step"), torch.enable_grad():
-            loss, self.logged = batch_loss(self.module, self.criterion, given, self.batches.position - 1)
+            loss, self.logged = batch_loss(self.module, self.criterion, given, max(0, self.batches.position - 1))
             found = (
                 [None] * len(parameters) if loss is None else torch.autograd.grad(loss, parameters, allow_unused=True)
             )
@@ -191,9 +195,16 @@ class Learner:
         return Trained(self.model.get() - start, samples, {**metrics, "skipped": float(missed)})
 
     def step(self, gradient: Tensor) -> None:
-        """Take the step that everyone takes with this aggregate (n,); a server without data uses `OptimizerStep`."""
-        new, self.velocity = self.optimizer_step(self.model.get(), gradient.to(self.model.get()), self.velocity)
+        """Take the step that everyone takes with this aggregate (n,); a server without data uses `OptimizerStep`.
+
+        Raises ModelError for another length and NonFiniteRows if the model would hold NaN or Inf; nothing changes then.
+        """
+        x = self.model.get()
+        if gradient.shape != x.shape:
+            raise ModelError(f"the model has a gradient of {len(x)} numbers, got {tuple(gradient.shape)}")
+        new, velocity = self.optimizer_step(x, gradient.to(x), self.velocity)
         self.model.set(new, finite=True)
+        self.velocity = velocity
 
     def apply(self, vector: Tensor) -> None:
         """Make these (n,) numbers the model. ModelError for another length, NonFiniteRows for NaN or Inf."""

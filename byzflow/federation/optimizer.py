@@ -14,8 +14,8 @@ from byzflow.errors import SpecError
 class OptimizerStep:
     """Gradient descent with momentum: v <- momentum v + g, x <- x - lr v. All vectors are (n,).
 
-    Every product and every sum is rounded by itself. Fused, they are rounded once where the processor can and twice
-    at the ends of its vectors, so that two machines, or two numbers of threads, would disagree in the last bit.
+    Every product and every sum is rounded by itself. Fused, as in `add(alpha=...)`, they are rounded once where the
+    processor can do that and twice where it cannot, so that two machines would disagree in the last bit.
 
     Raises SpecError unless lr > 0 and 0 <= momentum < 1.
     """

@@ -157,11 +157,17 @@ def _one_label(labels: Indices, nodes: int, rng: np.random.Generator, present: I
     own = round(size * share)
     parts = [members[label][i // len(present) * own :][:own] for i, label in enumerate(prefers)]
     rest = rng.permutation(np.setdiff1d(np.arange(len(labels)), np.concatenate(parts)))
-    for i, label in enumerate(prefers):
-        taken = rest[labels[rest] != label][: size - own]
-        parts[i] = np.concatenate([parts[i], taken])
-        rest = rest[~np.isin(rest, taken)]
-    return parts
+    owner = np.full(len(rest), -1)  # nobody
+    owner[: nodes * (size - own)] = np.arange(nodes * (size - own)) % nodes
+    theirs = np.append(prefers, -1)  # what the owner prefers; nobody is the last
+    for p in np.flatnonzero(theirs[owner] == labels[rest]):
+        label, node = labels[rest[p]], owner[p]
+        if theirs[node] == label:  # not yet swapped: the node has enough of these
+            others = np.flatnonzero((labels[rest] != label) & (theirs[owner] != label))
+            mutual = others[theirs[owner[others]] == labels[rest[others]]]
+            for q in (*mutual[:1], *others[:1])[:1]:
+                owner[p], owner[q] = owner[q], owner[p]
+    return [np.concatenate([part, rest[owner == i]]) for i, part in enumerate(parts)]
 
 
 def _few_labels(labels: Indices, nodes: int, rng: np.random.Generator, order: Indices, per_node: int) -> list[Indices]:

@@ -88,10 +88,12 @@ def _logged(module: nn.Module) -> Iterator[dict[str, float]]:
     numbers: dict[str, float] = {}
 
     def log(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        numbers[name] = float(value)
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+            numbers[name] = float(value.detach()) if isinstance(value, Tensor) else float(value)
 
     def log_dict(values: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        numbers.update({name: float(value) for name, value in values.items()})
+        for name, value in values.items():
+            log(name, value)
 
     hidden: dict[str, Any] = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
     vars(module).update(log=log, log_dict=log_dict)

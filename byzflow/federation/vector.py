@@ -85,9 +85,10 @@ class ModelVector:
             raise ModelError(
                 f"the model is a vector of {len(self)} floating numbers, got {vector.dtype} of {tuple(vector.shape)}"
             )
-        if finite and not bool(vector.isfinite().all()):
-            raise NonFiniteRows(f"{int((~vector.isfinite()).sum())} of the vector's {len(self)} numbers are NaN or Inf")
-        self._flat.copy_(vector.detach())
+        values = vector.detach().to(self._flat)  # first: a number of float64 can be Inf in float32
+        if finite and not bool(values.isfinite().all()):
+            raise NonFiniteRows(f"{int((~values.isfinite()).sum())} of the vector's {len(self)} numbers are NaN or Inf")
+        self._flat.copy_(values)
 
     def integer_buffers(self) -> dict[str, Tensor]:
         """Copies of the counters that travel beside the vector, by name; none where they are "local"."""

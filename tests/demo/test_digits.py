@@ -45,7 +45,7 @@ def test_a_small_alpha_makes_clients_differ() -> None:
 
 
 def test_too_many_clients_are_refused() -> None:
-    with pytest.raises(ValueError, match="cannot split"):
+    with pytest.raises(ValueError, match="cannot be dealt out"):
         task.split(labels(), 100_000, 1.0, seed=0)
 
 

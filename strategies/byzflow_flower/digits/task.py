@@ -12,9 +12,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
+
+from byzflow.federation.datasets import digits
+from byzflow.federation.partitions import partition
 
 CLASSES = 10
 HIDDEN = 64
@@ -33,33 +35,13 @@ def make_model(seed: int) -> nn.Sequential:
 @lru_cache(maxsize=4)
 def load(seed: int) -> tuple[Samples, Samples]:
     """All digits, shuffled by `seed`: the part the clients share out, and the server's held-out test set."""
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng([seed, 0]).permutation(len(labels))
-    x = torch.from_numpy(images[order].astype(np.float32) / 16.0)
-    y = torch.from_numpy(labels[order].astype(np.int64))
-    held_out = round(len(y) * TEST_SHARE)
-    return (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out])
+    data = digits(seed=seed, test_share=TEST_SHARE)
+    return (data.train_x, data.train_y), (data.test_x, data.test_y)
 
 
 def split(labels: NDArray[np.int64], clients: int, alpha: float, seed: int) -> list[NDArray[np.int64]]:
-    """Give each sample to one client; a small `alpha` makes the clients' mixes of classes differ more.
-
-    Each class is cut by shares drawn from Dirichlet(alpha, ..., alpha). A client that would get nothing takes one
-    sample from the richest one, for a client without data cannot train.
-    """
-    if not 1 <= clients <= len(labels):
-        raise ValueError(f"cannot split {len(labels)} samples over {clients} clients")
-    rng = np.random.default_rng([seed, 1])
-    parts: list[list[int]] = [[] for _ in range(clients)]
-    for digit in range(CLASSES):
-        members = np.flatnonzero(labels == digit)
-        cuts = np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * len(members)
-        for part, chunk in zip(parts, np.split(members, cuts.round().astype(int)), strict=True):
-            part.extend(chunk.tolist())
-    for part in parts:
-        if not part:
-            part.append(max(parts, key=len).pop())
-    return [np.array(sorted(part), dtype=np.int64) for part in parts]
+    """Give each sample to one client; a small `alpha` makes the clients' mixes of classes differ more."""
+    return partition("dirichlet", labels, clients, seed=seed, alpha=alpha)
 
 
 @lru_cache(maxsize=512)
