@@ -143,7 +143,8 @@ class AttackNode(ByzantineNode):
         if "own" in operator.accepts and getattr(operator, "knowledge", "omniscient") != "omniscient":
             extras["own"] = list(honest)[:f]
         rows = operator(list(honest), **extras)
-        return rows[place if len(rows) > place else 0]
+        lie: Tensor = rows[place if len(rows) > place else 0]
+        return lie
 
     def apply_server_gradient(self, gradient: Tensor) -> None:
         """Its learner follows, so that what it knows is up to date."""

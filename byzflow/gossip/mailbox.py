@@ -80,7 +80,10 @@ class Mailbox:
         deadline: float | None = None,
         patience: float | None = None,
     ) -> Heard:
-        """See `Recv`. A value of None says that its sender has nothing to say in this round. Raises QuorumLost after `patience` seconds without the quorum, Stopped."""
+        """See `Recv`. A value of None says that its sender has nothing to say in this round.
+
+        Raises QuorumLost after `patience` seconds without the quorum, and Stopped.
+        """
         loop = asyncio.get_running_loop()
         began = loop.time()
         came: dict[NodeId, float] = {}

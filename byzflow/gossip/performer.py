@@ -40,7 +40,8 @@ class Seat:
     """One node as the runtime sees it.
 
     `node` is an object here or on a worker (`ActorRef`); `train` and `take` name its methods that make what it has to
-    say in a round, and take what comes of all. `accomplices` are the Byzantine nodes in their order, which tells each of them its place.
+    say in a round, and take what comes of all. `accomplices` are the Byzantine nodes in their order, which tells each
+    of them its place.
     """
 
     id: NodeId
@@ -92,23 +93,24 @@ class Performer:
         match effect:
             case Turn():
                 return await self._turn()
-            case Train(round=round):
-                return await self._train(round)
-            case Send(to=to, type=type, value=value, round=round):
-                await self._send(to, type, value, round)
+            case Train():
+                return await self._train(effect.round)
+            case Send():
+                await self._send(effect.to, effect.type, effect.value, effect.round)
             case Recv():
                 return await self._recv(effect)
             case Aggregate():
                 return await self._aggregate(effect)
-            case Apply(step=step, round=round):
-                await self._take(step, round)
-            case Adopt(model=model, round=round):
-                await self._take(model, round)
-            case SamplePeers(round=round, count=count):
-                others = [node for node in self.run.at(round).nodes if node != self.seat.id]
-                return tuple(Random(f"{self.run.seed}/peers/{self.seat.id}/{round}").sample(others, count))
-            case Sleep(seconds=seconds):
-                await asyncio.sleep(seconds)
+            case Apply():
+                await self._take(effect.step, effect.round)
+            case Adopt():
+                await self._take(effect.model, effect.round)
+            case SamplePeers():
+                others = [node for node in self.run.at(effect.round).nodes if node != self.seat.id]
+                stream = Random(f"{self.run.seed}/peers/{self.seat.id}/{effect.round}")
+                return tuple(stream.sample(others, effect.count))
+            case Sleep():
+                await asyncio.sleep(effect.seconds)
             case Now():
                 return asyncio.get_running_loop().time()
             case _:
@@ -139,7 +141,7 @@ class Performer:
         """The node's vector; None if it has none, or its code raised, which is told and costs this round alone."""
         if self.seat.byzantine:
             return None  # what it sends is made when it sends, of what it sees then
-        if any((type, round) in self._sent for type in VECTORS):
+        if any((kind, round) in self._sent for kind in VECTORS):
             return None  # this round began anew, and was spoken in already
         try:
             return await ask(self.seat.node, self.seat.train)
@@ -163,7 +165,8 @@ class Performer:
 
     async def _lies(self, to: Sequence[NodeId], type: str, round: int) -> list[tuple[tuple[NodeId, ...], Any]]:
         """What to send to whom. Receivers who hear the same honest nodes are told the same."""
-        liars, told = set(self.seat.accomplices), {}
+        liars = set(self.seat.accomplices)
+        told: dict[tuple[NodeId, ...], list[NodeId]] = {}
         for receiver in to:
             honest = tuple(
                 node
