@@ -30,7 +30,7 @@ def command(listen: str, keys: Path | None, plain: bool, connections: int) -> No
                 await stack.enter_async_context(server)
             except OSError as error:
                 raise ActorError(f"cannot listen at {listen}: {error.strerror}; is the port in use?") from None
-            click.echo(f"serving at {server.url}" + ("" if server.keys is None else ", TLS, trusted peers only"))
+            click.echo(f"serving at {server.url}" + ("" if server.hub.keys is None else ", TLS, trusted peers only"))
             await ended.wait()
         for peer, reasons in server.refused.items():
             for reason, count in reasons.items():
