@@ -7,6 +7,8 @@ wherever the address is not this host.
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,25 +17,33 @@ from typing import Any, ClassVar, Self
 
 from byzflow.actors.address import address, keys_for
 from byzflow.actors.hello import Hello
-from byzflow.actors.hub import HANDSHAKE, Hub
+from byzflow.actors.host import Route
+from byzflow.actors.hub import FIRST, HANDSHAKE, Hub
+from byzflow.actors.kept import Kept
 from byzflow.actors.link import Link
-from byzflow.actors.remote import LinkBackend, serve
+from byzflow.actors.remote import LinkBackend, Worker
+from byzflow.actors.rpc import Rpc
 from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.wire import Limits
-from byzflow.errors import ActorError
+from byzflow.errors import ActorError, WorkerDied
 
 GROUP = "byzflow.remote"
+LEAVING = 1.0  # seconds to say goodbye in
 
 
 class TcpBackend(LinkBackend):
-    """A worker of a server at another address; it ends with the connection."""
+    """A worker of a server at another address; it ends with the connection, or `keep` seconds after it.
+
+    With `keep` it dials again by itself. A call that was under way when the connection broke raises WorkerDied all the
+    same, because it may have run; later calls wait for the new connection, and find their objects.
+    """
 
     scheme = "tcp"
     trusted: ClassVar[bool] = False
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
-        """Of tcp://host:port; options keys=DIR, plain=False, timeout=5.0 seconds, limits."""
+        """Of tcp://host:port; options keys=DIR, plain=False, timeout=5.0 seconds, keep=0 seconds, limits."""
         return cls(*address(url), **options)
 
     def __init__(
@@ -44,15 +54,85 @@ class TcpBackend(LinkBackend):
         keys: str | Path | None = None,
         plain: bool = False,
         timeout: float = HANDSHAKE,
+        keep: float = 0.0,
         limits: Limits | None = None,
     ) -> None:
         super().__init__()
-        self.where, self.timeout = f"tcp://{host}:{port}", timeout
+        self.where, self.timeout, self.keep = f"tcp://{host}:{port}", timeout, keep
+        self._token, self._gone = "", ""  # what finds the worker again; why it is gone for good
+        self._again = asyncio.Event()  # the lost link was replaced, or will not be
+        self._staying: asyncio.Task[None] | None = None
         self.hub = Hub(keys=keys_for(host, keys, plain), plain=plain, limits=limits)
 
     async def connect(self, name: str) -> Link:
         """Dial, several times with growing pauses. Raises ActorError."""
         return await self.hub.dial(self.where, name, timeout=self.timeout)
+
+    async def start(self, name: str, route: Route | None = None) -> None:
+        """Connect, and have the worker kept if that was asked for."""
+        await super().start(name, route)
+        if self.keep:
+            try:
+                self._token = await self._ask("keep")
+            except BaseException:
+                await self.close()
+                raise
+            self._staying = asyncio.create_task(self._stay())
+
+    async def close(self) -> None:
+        """End the worker and its objects."""
+        if self._staying is not None and self._rpc is not None:
+            self._staying.cancel()
+            await asyncio.wait([self._staying])
+            leaving = asyncio.create_task(self._rpc.request("leave"))
+            await asyncio.wait([leaving], timeout=LEAVING)
+            await super().close()
+            await asyncio.gather(leaving, return_exceptions=True)
+            self._end("the worker was closed")
+        await super().close()
+
+    async def _ask(self, kind: str, *arguments: Any) -> Any:
+        while self._token and not self._gone and self._rpc is not None and self._rpc.ended:
+            self._again.clear()
+            await self._again.wait()
+        if self._gone:
+            raise WorkerDied(self._gone)
+        return await super()._ask(kind, *arguments)
+
+    async def _stay(self) -> None:
+        """Replace each link that is lost, within `keep` seconds."""
+        while not self._gone:
+            assert self._running is not None
+            await asyncio.wait([self._running])
+            try:
+                async with asyncio.timeout(self.keep):
+                    while not await self._rejoined():
+                        await asyncio.sleep(FIRST)
+            except TimeoutError:
+                self._end(f"{self.where} was lost, and not reached again within {self.keep:g} s")
+            except ActorError as error:
+                self._end(f"{self.where} was lost: {error}")
+            self._again.set()
+
+    async def _rejoined(self) -> bool:
+        """If a new link leads to the same worker; False if it broke at once. Raises ActorError if that is gone."""
+        link = await self.hub.dial(self.where, self._name, timeout=self.timeout, attempts=sys.maxsize)
+        rpc = Rpc(link, self._asked)
+        running = asyncio.create_task(rpc.run())
+        try:
+            await rpc.request("rejoin", self._token)
+        except BaseException as error:
+            await rpc.close()
+            await asyncio.wait([running])
+            if isinstance(error, WorkerDied):
+                return False
+            raise
+        self._rpc, self._running = rpc, running
+        return True
+
+    def _end(self, why: str) -> None:
+        self._gone = self._gone or why
+        self._again.set()
 
     def named(self, fn: Any) -> Any:
         """The name of a function or class, or the name itself."""
@@ -81,6 +161,7 @@ class ActorServer:
     Parameters
     ----------
     url, keys, plain, connections, each, limits : as of a `Hub`.
+    keep : seconds for which a worker waits, with its objects, for its peer to dial again, if the peer asked for that.
     allow : more functions and classes that peers may name, beside the entry points of the group `byzflow.remote`.
     """
 
@@ -93,8 +174,10 @@ class ActorServer:
         allow: Mapping[str, Any] | None = None,
         connections: int = 128,
         each: int = 32,
+        keep: float = 0.0,
         limits: Limits | None = None,
     ) -> None:
+        self._kept = Kept(keep, each)
         self.hub = Hub(url, self._serve, keys=keys, plain=plain, connections=connections, each=each, limits=limits)
         self._allowed = allowed() | {name: (lambda value=value: value) for name, value in (allow or {}).items()}
 
@@ -131,9 +214,30 @@ class ActorServer:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.hub.__aexit__(kind, error, at)
+        self._kept.close()
 
     async def _serve(self, link: SocketLink, hello: Hello) -> None:
-        await serve(link, hello.said, self._find)
+        worker = Worker(hello.said, self._find)
+        owner = hello.said if self.hub.keys is None else link.peer
+
+        async def answer(kind: str, arguments: list[Any]) -> Any:
+            nonlocal worker
+            match kind, arguments:
+                case "keep", []:
+                    return self._kept.keep(worker, owner, link)
+                case "rejoin", [str(token)]:
+                    unused, worker = worker, await self._kept.rejoin(token, owner, rpc)
+                    self._kept.left(unused, link)
+                    return None
+                case "leave", []:
+                    return self._kept.forget(worker)
+            return await worker.answer(kind, arguments)
+
+        worker.rpc = rpc = Rpc(link, answer)
+        try:
+            await rpc.run()
+        finally:
+            self._kept.left(worker, link)
 
     def _find(self, name: Any) -> Any:
         if not isinstance(name, str) or name not in self._allowed:
