@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 
 from byzflow import __version__
+from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
 from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.wire import Limits
@@ -94,10 +95,10 @@ def not_proven(url: str, error: ssl.SSLError) -> str:
     return f"{url} does not speak TLS 1.3 ({error.reason}): was it started without --keys?"
 
 
-def ended(url: str, error: Exception) -> str:
+def ended(url: str, error: Exception, keys: Keys | None) -> str:
     """What it means to the dialler that the connection ended before its hello was answered, and what to do."""
-    if "expired" in str(error).lower():
-        return f"{url} says that this side's certificate has expired: byzflow keys new, and have it trusted there"
+    if keys is not None and keys.expires() < time.time():  # asyncio's listeners end the connection without a word
+        return f"{url} ended the connection: this side's certificate has expired; {RENEW}"
     if isinstance(error, TimeoutError):
         return f"{url} takes connections, but does not answer a hello: does byzflow run there, and is it busy?"
     return (
@@ -106,6 +107,7 @@ def ended(url: str, error: Exception) -> str:
     )
 
 
+RENEW = "byzflow keys new, in a new folder, and have its own.crt trusted there"
 EXPIRED, NOT_YET = 10, 9  # OpenSSL's numbers
 SAME = "install the same byzflow on both sides"
 

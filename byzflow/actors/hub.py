@@ -151,7 +151,7 @@ class Hub(Accounts):
                 await link.close()
                 match error:
                     case LinkClosed() | TimeoutError():
-                        raise ActorError(ended(url, error)) from None
+                        raise ActorError(ended(url, error, keys)) from None
                     case ActorError():
                         raise ActorError(f"{url} {error}") from None
                 raise

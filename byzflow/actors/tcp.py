@@ -40,6 +40,8 @@ class TcpBackend(LinkBackend):
 
     scheme = "tcp"
     trusted: ClassVar[bool] = False
+    ahead: float = 0.0
+    """Seconds by which the server says that its clock is ahead of this one."""
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -66,7 +68,9 @@ class TcpBackend(LinkBackend):
 
     async def connect(self, name: str) -> Link:
         """Dial, several times with growing pauses. Raises ActorError."""
-        return await self.hub.dial(self.where, name, timeout=self.timeout)
+        link = await self.hub.dial(self.where, name, timeout=self.timeout)
+        self.ahead = link.skew
+        return link
 
     async def start(self, name: str, route: Route | None = None) -> None:
         """Connect, and have the worker kept if that was asked for."""
