@@ -58,6 +58,10 @@ class HonestNode(Node):
     lr: float = 0.05
     """Step size of `half_step`."""
 
+    def set_lr(self, lr: float) -> None:
+        """Another step size."""
+        self.lr = lr
+
     def local_update(self) -> Tensor:
         """(d,): how far several local steps lead, where a star exchanges updates."""
         raise FederationError(f"{type(self).__name__} needs local_update() where updates are exchanged")
@@ -111,6 +115,32 @@ class ByzantineNode(Node):
     def half_lie(self, honest: Sequence[Tensor], place: int, f: int) -> Tensor | None:
         """(d,): the same in gossip, where the vectors are models after their half steps."""
         return self.lie(honest, place, f)
+
+
+class PoisonedNode(ByzantineNode):
+    """A participant that lies with its data alone: what it sends is honest work on batches that are not.
+
+        PoisonedNode(LearnerNode(module, (x, label_flip(y, classes=10)), lr=0.1))
+    """
+
+    def __init__(self, learner: HonestNode) -> None:
+        self.learner = learner
+
+    def byzantine_gradient(self, x: Tensor, y: Tensor, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
+        """The gradient on its next batch."""
+        return self.learner.honest_gradient_for_next_batch()
+
+    def half_lie(self, honest: Sequence[Tensor], place: int, f: int) -> Tensor | None:
+        """Its model after a half step."""
+        return self.learner.half_step()
+
+    def apply_server_gradient(self, gradient: Tensor) -> None:
+        """Its learner follows."""
+        self.learner.apply_server_gradient(gradient)
+
+    def adopt(self, model: Tensor) -> None:
+        """Its learner follows."""
+        self.learner.adopt(model)
 
 
 class AttackNode(ByzantineNode):
