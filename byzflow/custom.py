@@ -100,7 +100,7 @@ class Composed(Aggregator):
     def __post_init__(self) -> None:
         """All stages but the last must give rows on."""
         if wrong := [str(stage) for stage in self.stages[:-1] if not hasattr(stage, "pre_aggregate")]:
-            raise SpecError(f"{wrong[0]} gives no rows on: only pre-aggregators may stand in front of {self.stages[-1]}")
+            raise SpecError(f"{wrong[0]} gives no rows on: {self.stages[-1]} stands behind pre-aggregators alone")
 
     def aggregate(self, rows: Sequence[Any]) -> Any:
         """Through all stages."""

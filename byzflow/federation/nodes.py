@@ -120,7 +120,7 @@ class ByzantineNode(Node):
 class PoisonedNode(ByzantineNode):
     """A participant that lies with its data alone: what it sends is honest work on batches that are not.
 
-        PoisonedNode(LearnerNode(module, (x, label_flip(y, classes=10)), lr=0.1))
+    PoisonedNode(LearnerNode(module, (x, label_flip(y, classes=10)), lr=0.1))
     """
 
     def __init__(self, learner: HonestNode) -> None:

@@ -30,16 +30,17 @@ async def train_with_progress(
     if rounds < 0 or eval_interval < 1:
         raise FederationError(f"rounds must be >= 0 and eval_interval >= 1, got {rounds} and {eval_interval}")
     told: list[tuple[int, Metrics]] = []
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+    shown = TextColumn("{task.fields[shown]}")
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), shown)
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=rounds, shown="")
         for number in range(1, rounds + 1):
             await runner.round()
-            shown: dict[str, Any] = {}
+            latest: dict[str, Any] = {}
             if number % eval_interval == 0 or number == rounds:
                 metrics: Any = runner.history[-1].metrics if eval_callback is None else eval_callback()
                 metrics = await metrics if inspect.isawaitable(metrics) else metrics
                 told.append((number, metrics))
-                shown["shown"] = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            bar.update(task, advance=1, **shown)
+                latest["shown"] = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            bar.update(task, advance=1, **latest)
     return told
