@@ -382,7 +382,8 @@ class Federation:
         for member, digest in zip(
             holders, await asyncio.gather(*(ask(member.node, "digest") for member in holders)), strict=True
         ):
-            found[digest] = (*found.get(digest, ()), member.id)
+            if digest:
+                found[digest] = (*found.get(digest, ()), member.id)
         return found
 
 
