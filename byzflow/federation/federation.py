@@ -264,7 +264,7 @@ class Federation:
             Defence(self._defence, self._f) if aggregates else None,
             self.witness,
             lambda told: self._told.setdefault(told.round, []).append(told),
-            self.patience,
+            self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
             self._weights if not self.centre else None,
         )
         try:
