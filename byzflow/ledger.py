@@ -188,7 +188,7 @@ def _differs(entry: Entry, folder: Path) -> str:
         return "the senders are not in order"
     try:
         rows = [_kept(folder, mark, f"the input of {sender!r}") for sender, mark in entry.inputs.items()]
-        extras = {
+        extras: dict[str, Any] = {
             name: value if isinstance(value, int) else _kept(folder, value, f"the extra {name!r}")
             for name, value in entry.extras.items()
         }
