@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from byzflow.actors.buffers import Buffers
 from byzflow.actors.keys import Keys, fingerprint
 from byzflow.actors.link import Frame, Link
 from byzflow.actors.wire import PREFIX, Header, Limits, decode, encode, lengths, pieces, read_header
@@ -19,6 +20,7 @@ WAITING = 8  # frames that may wait to be taken; then the other end has to
 BEAT = 5.0  # seconds between signs of life
 DEAD = 15.0  # seconds without any byte, or with one frame that does not come to its end at SLOWEST
 SLOWEST = 1 << 16  # bytes a second at which a frame has to come in
+BUFFERS = Buffers()
 
 
 class SocketLink(Link, asyncio.BufferedProtocol):
@@ -160,7 +162,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             if self._header.sequence != self._taken:
                 raise WireError(f"frame {self._header.sequence} where {self._taken} was due: replayed or lost")
             self._taken += 1
-            self._body = np.empty(self._body_length, np.uint8)
+            self._body = BUFFERS.take(self._body_length)
             self._expect("body", self._body.data)
         else:
             header, body = self._header, self._body
