@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -51,7 +51,7 @@ class Contestant:
     """"mutual TLS 1.3", "CURVE" and so on; "" for none."""
     connect: Callable[[Path], Any]
     """An async context manager, given the folder of keys; it yields an End."""
-    serve: Callable[[Path], Awaitable[None]] | None = None
+    serve: Callable[[Path], Coroutine[Any, Any, None]] | None = None
     """The other end, if it is a process of this benchmark's: prints its address and never returns."""
     needs: str = ""
     """The module without which it is absent, and after a space how to get it."""

@@ -44,7 +44,7 @@ async def zmq_pair(name: str, curve: bool, folder: Path) -> AsyncIterator[End]:
             pair.connect(url)
 
             async def echo(x: Array) -> Array:
-                pair.send(x, copy=False)
+                pair.send(x.data, copy=False)
                 return np.frombuffer(pair.recv(copy=False).buffer, x.dtype)
 
             yield End(echo, (pid,))
@@ -62,14 +62,14 @@ async def serve_zmq(curve: bool, folder: Path) -> None:
         listening(f"tcp://{HOST}:{port} {public.decode()}")
         while True:
             array = np.frombuffer(pair.recv(copy=False).buffer, np.float32)
-            pair.send(array, copy=False)
+            pair.send(array.data, copy=False)
 
 
 # ---- gRPC: one stream in both directions that stays open, in chunks
 
 
 def _chunks(array: Array) -> Iterator[bytes]:
-    flat = memoryview(array).cast("B")
+    flat = array.data.cast("B")
     yield flat.nbytes.to_bytes(8, "big")
     for at in range(0, flat.nbytes, CHUNK):
         yield bytes(flat[at : at + CHUNK])
