@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,6 +18,7 @@ from byzflow.gossip.defence import Defence
 from byzflow.gossip.door import Door, Run
 from byzflow.gossip.drive import drive
 from byzflow.gossip.effects import NodeId
+from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.pace import Pace
 from byzflow.gossip.performer import Performer, Seat, Told, ask
@@ -25,10 +26,12 @@ from byzflow.gossip.topology import Source, Topology, topology
 from byzflow.gossip.varying import Varying
 from byzflow.gossip.weights import metropolis_hastings
 from byzflow.gossip.witness import Witness
+from byzflow.graph.subtask import Pool
 from byzflow.operators import Operator
 
 SERVER = "server"
 GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
+BEHIND = 16  # rounds that a worker of a star may be late before it is lost
 STEPS = {
     "gradients": ("honest_gradient_for_next_batch", "apply_server_gradient"),
     "updates": ("local_update", "apply_server_update"),
@@ -73,6 +76,9 @@ class Federation:
     min_nodes : below so many live training nodes the run stops.
     exchange : what workers of a star send: gradients, or the updates of several local steps.
     server : the centre's own model, an object with `apply_server_gradient`, where it has one.
+    update_byzantines : whether Byzantine nodes are given what comes of a round, too.
+    weights : how much each sender counts in rules that take `sample_weights`, such as its samples; 1 where not said.
+    actor_pool : on whose workers the centre's rule is computed; here without one, which is as fast on one host.
     evaluate_every : rounds between evaluations; 0 for none.
     compare_digests : whether a star compares the nodes' `digest()` after each round, where they have one.
     sinks : called with each round's report.
@@ -99,6 +105,9 @@ class Federation:
         seed: int = 0,
         exchange: Literal["gradients", "updates"] = "gradients",
         server: Any = None,
+        update_byzantines: bool = True,
+        weights: Mapping[NodeId, float] | None = None,
+        actor_pool: Pool | None = None,
         evaluate_every: int = 1,
         compare_digests: bool = True,
         sinks: Sequence[Sink] = (),
@@ -114,7 +123,10 @@ class Federation:
             raise FederationError("a federation needs at least one node")
         if unknown := [str(id) for id in {*byzantine, *(roles or {})} if id not in given]:
             raise FederationError(f"no node {', '.join(unknown)}; there are {', '.join(map(str, given))}")
-        self.centre = SERVER if topology == "star" else None
+        self.centre = SERVER if isinstance(topology, str) and topology == "star" else None
+        self.update_byzantines, self.weights, self.actor_pool = update_byzantines, dict(weights or {}), actor_pool
+        if strangers := [str(id) for id in self.weights if id not in given]:
+            raise FederationError(f"weights are of nodes that are not there: {', '.join(strangers)}")
         self.history = History()
         if exchange not in ("gradients", "updates"):
             raise FederationError(f"exchange is 'gradients' or 'updates', got {exchange!r}")
@@ -125,7 +137,7 @@ class Federation:
         graph = (
             Topology((SERVER, *ids), tuple((SERVER, id) for id in ids)) if self.centre else _graph(topology, ids, seed)
         )
-        self.network = LocalNetwork(graph)
+        self.network = LocalNetwork(graph, BEHIND if self.centre else AHEAD)
         self.shared = Run(
             lambda: self.network.topology,
             frozenset(member.id for member in self.members.values() if "train" in member.role.split("-")),
@@ -138,7 +150,8 @@ class Federation:
         )
         self._defence, self._f = defence, f
         Defence(defence, f)
-        self.pace = Pace()
+        self.pace = Pace(skips=self.centre is None)
+        self._late: dict[int, set[NodeId]] = {}
         self.witness = Witness()
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._told: dict[int, list[Told]] = {}
@@ -200,8 +213,13 @@ class Federation:
             raise FederationError("this federation was stopped; make another")
         await self.start()
         number, began = len(self.history), time.perf_counter()
+        self._late[number] = set()
         await self.pace.allow(number + 1)
-        await self.pace.finished(number, self._tasks)
+        await self.pace.finished(number, _Punctual(self._tasks, self._late[number]))
+        if self.centre is None:  # a late peer leaves out what is over; a late worker catches up on every step
+            for late in self._late[number]:
+                self.network.mailbox(late).begin(number + 1)
+        del self._late[number]
         if self._fault is not None:
             await self.stop()
             raise self._fault
@@ -251,7 +269,8 @@ class Federation:
     def _seat(self, member: Member) -> Seat:
         liars = [each.id for each in self.members.values() if each.byzantine]
         train, take = STEPS[self.exchange if self.centre else "models"]
-        return Seat(member.id, member.node, train, take, member.byzantine, liars)
+        ignored = member.byzantine and not self.update_byzantines
+        return Seat(member.id, member.node, train, None if ignored else take, member.byzantine, liars)
 
     async def _live(self, member: Member, seat: Seat, program: Program) -> None:
         """Run a node's program to its end, whatever befalls the node."""
@@ -261,10 +280,11 @@ class Federation:
             self.shared,
             self.network,
             self.pace,
-            Defence(self._defence, self._f) if aggregates else None,
+            self._rule() if aggregates else None,
             self.witness,
-            lambda told: self._told.setdefault(told.round, []).append(told),
+            self._hear,
             self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
+            self.actor_pool,
             self._weights if not self.centre else None,
         )
         try:
@@ -274,11 +294,29 @@ class Federation:
         except WorkerDied as death:
             await self._lose(member, str(death))
         except QuorumLost as error:
-            await self._fail(error)
+            if self.centre and member.id != SERVER:  # it fell so far behind that it cannot catch up
+                await self._lose(member, str(error))
+            else:
+                await self._fail(error)
         except Exception as error:
             await self._fail(FederationError(f"node {member.id}: {one_line(error)}"))
         finally:
             await self.pace.leave([member.id])
+
+    def _rule(self) -> Defence:
+        defence = Defence(self._defence, self._f)
+        defence.sample_weights = self.weights
+        return defence
+
+    def _hear(self, told: Told) -> None:
+        """What happened at a node. Who was late for a round is not waited for at its end."""
+        if told.round < len(self.history):
+            if not told.error:
+                return
+            told = replace(told, round=len(self.history))  # a late node's errors count where they can be seen
+        self._told.setdefault(told.round, []).append(told)
+        if told.heard is not None and told.round in self._late:
+            self._late[told.round] |= set(told.heard.silent)
 
     async def _lose(self, member: Member, why: str) -> None:
         """A node is gone for good; the others go on while they are enough."""
@@ -318,9 +356,10 @@ class Federation:
         rejected = {sender: why for verdict in verdicts for sender, why in verdict.rejected.items()}
         missing = {sender: None for verdict in verdicts for sender in verdict.missing}
         alive = [member for member in self.members.values() if not member.lost]
+        there = [member for member in alive if self.pace.at.get(member.id, number + 1) > number]
         metrics: dict[str, float] = {}
         if self.evaluate_every and (number + 1) % self.evaluate_every == 0:
-            metrics = await self._evaluate(alive)
+            metrics = await self._evaluate(there)
         return RoundReport(
             number,
             seconds,
@@ -330,7 +369,7 @@ class Federation:
             rejected,
             tuple(missing),
             {each.node: each.error for each in told if each.error},
-            await self._digests(alive) if self.compare_digests and self.centre else {},
+            await self._digests(there) if self.compare_digests and self.centre else {},
             next((verdict.problem for verdict in verdicts if verdict.problem), ""),
         )
 
@@ -350,6 +389,22 @@ class Federation:
         ):
             found[digest] = (*found.get(digest, ()), member.id)
         return found
+
+
+class _Punctual(Collection[NodeId]):
+    """Those whom the end of a round waits for: all but the late, of whom there may be more while it is waited."""
+
+    def __init__(self, nodes: Collection[NodeId], late: Collection[NodeId]) -> None:
+        self._nodes, self._late = nodes, late
+
+    def __iter__(self) -> Iterator[NodeId]:
+        return (node for node in self._nodes if node not in self._late)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes and node not in self._late
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class _NoModel:

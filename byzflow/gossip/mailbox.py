@@ -104,6 +104,7 @@ class Mailbox:
                     {sender: taken[sender].value for sender in present},
                     tuple(sender for sender in senders if sender not in present),
                     {sender: came[sender] for sender in present},
+                    tuple(awaited),
                 )
             if patience is not None and now >= patience:
                 raise QuorumLost(

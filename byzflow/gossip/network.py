@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from byzflow.errors import FederationError, NotANeighbour
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.envelope import Envelope
-from byzflow.gossip.mailbox import Mailbox
+from byzflow.gossip.mailbox import AHEAD, Mailbox
 from byzflow.gossip.topology import Topology
 from byzflow.gossip.varying import Varying
 
@@ -44,8 +44,9 @@ class LocalNetwork:
     the graph of its receiver's moment. The supervisor is no node: what it sends reaches everyone.
     """
 
-    def __init__(self, topology: Topology | Varying) -> None:
-        self.topology = topology
+    def __init__(self, topology: Topology | Varying, ahead: int = AHEAD) -> None:
+        """`ahead`: rounds that a message may be before its receiver's own."""
+        self.topology, self.ahead = topology, ahead
         self.traffic = Traffic()
         self._mailboxes: dict[NodeId, Mailbox] = {}
         self._heard: dict[tuple[NodeId, int], frozenset[NodeId]] = {}
@@ -53,7 +54,7 @@ class LocalNetwork:
     def mailbox(self, node: NodeId) -> Mailbox:
         """Made when it is first asked for."""
         if node not in self._mailboxes:
-            self._mailboxes[node] = Mailbox(lambda envelope: self._joined(envelope, node))
+            self._mailboxes[node] = Mailbox(lambda envelope: self._joined(envelope, node), self.ahead)
         return self._mailboxes[node]
 
     async def send(self, sender: NodeId, to: Sequence[NodeId], type: str, value: Any, round: int | None) -> None:
