@@ -30,6 +30,7 @@ from byzflow.graph.subtask import Pool
 from byzflow.operators import Operator
 
 SERVER = "server"
+GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
 BEHIND = 16  # rounds that a worker of a star may be late before it is lost
 STEPS = {
     "gradients": ("honest_gradient_for_next_batch", "apply_server_gradient"),
@@ -248,7 +249,11 @@ class Federation:
         self._ended = True
         await self.pace.stop()
         self.network.stop()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._tasks:
+            _, busy = await asyncio.wait(self._tasks.values(), timeout=GRACE)
+            for task in busy:  # in a node's own code, which may never end
+                task.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -278,7 +283,7 @@ class Federation:
             self._rule() if aggregates else None,
             self.witness,
             self._hear,
-            self.patience,
+            self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
             self.actor_pool,
             self._weights if not self.centre else None,
         )

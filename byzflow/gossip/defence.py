@@ -64,8 +64,8 @@ class Defence:
     ) -> Verdict:
         """The verdict on what was heard; `own`, where given, is the first row.
 
-        `weights` go to a rule that takes mixing weights, where a silent neighbour's is left out; `expected` is a
-        vector of the right shape and dtype, else those of most rows count as right.
+        `weights` go to a rule that takes mixing weights, where a silent neighbour's is left out. `expected` is a
+        vector of the right shape and dtype; without it those of most rows count as right.
         """
         case = self._case(heard, own, weights, expected)
         try:
