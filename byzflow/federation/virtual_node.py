@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from byzflow.actors.backend import Backend, resolve
@@ -103,8 +104,8 @@ class VirtualNode:
             return await made if inspect.isawaitable(made) else made
         where: Any = self._backend
         if placement_group is not None and isinstance(where, str) and where.startswith("ray:"):
-            url = where
-            where = lambda: resolve(url, placement_group=placement_group, bundle_idx=bundle_idx)  # noqa: E731
+            bundle = -1 if bundle_idx is None else bundle_idx
+            where = partial(resolve, where, placement_group=placement_group, bundle=bundle)
         return await spawn(self.template, *self.args, backend=where, **self.kwargs)
 
 

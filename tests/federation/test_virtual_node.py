@@ -57,9 +57,11 @@ def test_it_is_built_once_by_concurrent_callers():
 
     async def main():
         node = VirtualNode(Counted, "a", "train-eval", args=(), kwargs={"start": 5})
-        assert not node.built and node.handle is None
+        assert not node.built
+        assert node.handle is None
         handles = await asyncio.gather(*(node.build() for _ in range(20)))
-        assert node.built and all(handle is node.handle for handle in handles)
+        assert node.built
+        assert all(handle is node.handle for handle in handles)
         assert node.handle.builds == [("a", "train-eval")]
         assert node.handle.add(1) == 6
 
@@ -111,7 +113,8 @@ def test_many_nodes_share_few_workers():
             assert [each[0] for each in about] == list(range(20))
             assert len({each[3] for each in about}) == 2
             assert workers.nodes == [10, 10]
-            assert await handles[3].add(2) == 2 and await handles[5].add(2) == 2
+            assert await handles[3].add(2) == 2
+            assert await handles[5].add(2) == 2
 
     asyncio.run(main())
 
