@@ -452,7 +452,7 @@ class Federation:
         asked = (self.supervisor.ask(member, "digest", number) for member in holders)
         found: dict[str, tuple[NodeId, ...]] = {}
         for member, digest in zip(holders, await asyncio.gather(*asked), strict=True):
-            if digest is not None:
+            if digest:
                 found[digest] = (*found.get(digest, ()), member.id)
         return found
 
