@@ -46,11 +46,13 @@ def checks() -> list[Check]:
 
 
 def connection(url: str, keys: str | None) -> Check:
-    """The way to an actor server: there, trusted, of a version that fits, and how long an answer takes."""
+    """The way to an actor server: there, trusted, of a version and a clock that fit, and how long an answer takes."""
     import asyncio
     import time
 
     from byzflow.actors.backend import resolve
+    from byzflow.actors.hello import SKEW
+    from byzflow.errors import ActorError
 
     async def knock() -> str:
         worker = resolve(url, **({} if keys is None else {"keys": keys}))
@@ -58,7 +60,13 @@ def connection(url: str, keys: str | None) -> Check:
         try:
             began = time.perf_counter()
             await worker.drop(0)  # the least that is answered
-            return f"{url} answers in {1e3 * (time.perf_counter() - began):.1f} ms"
+            took = time.perf_counter() - began
+            if abs(ahead := getattr(worker, "ahead", 0.0)) > SKEW:
+                raise ActorError(
+                    f"{url} answers, but its clock is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}: "
+                    "let both machines set their clocks by the network (NTP); certificates are valid by the clock"
+                )
+            return f"{url} answers in {1e3 * took:.1f} ms"
         finally:
             await worker.close()
 

@@ -6,6 +6,7 @@ thread     workers on threads of this process
 ref        an object on a worker
 channels   mailboxes that connect the workers of a pool
 pool       many workers: lazy, replaced when they die, chosen by what they can do
+hub        the links of one party: listening, dialling, who the peers are and what each has cost
 conformance  what every backend must pass
 """
 

@@ -110,6 +110,13 @@ class Keys:
             for file in sorted(self.trusted.glob("*.crt"))
         }
 
+    def expires(self) -> float:
+        """Until when one's own certificate is valid, in seconds since 1970, UTC."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(self.certificate)
+        ends = [ssl.cert_time_to_seconds(str(each["notAfter"])) for each in context.get_ca_certs()]
+        return float(min(ends, default=float("inf")))
+
     def context(self, server: bool) -> ssl.SSLContext:
         """TLS 1.3 in which both sides show their certificate, and only the trusted ones are let in."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)

@@ -86,32 +86,42 @@ class LinkBackend(Backend):
                 raise ActorError(f"a worker may not ask for {kind!r} with {len(arguments)} arguments")
 
 
-async def serve(link: Link, name: str, find: Callable[[Any], Any] = lambda fn: fn) -> None:
-    """Be the worker at this end, until the link ends. `find` turns what stands for a function into it."""
+class Worker:
+    """The inside of a worker at this end of a link: its `answer` is what the link's `Rpc` asks."""
 
-    async def route(to: str, message: Message) -> None:
-        await rpc.request("route", to, message.message_type, message.payload)
+    def __init__(self, name: str, find: Callable[[Any], Any] = lambda fn: fn) -> None:
+        """`find` turns what stands for a function into it."""
+        self.host, self._find = Host(name, self._route), find
+        self.rpc: Rpc | None = None  # of the link that it is reached by
 
-    async def answer(kind: str, arguments: list[Any]) -> Any:
+    async def _route(self, to: str, message: Message) -> None:
+        assert self.rpc is not None
+        await self.rpc.request("route", to, message.message_type, message.payload)
+
+    async def answer(self, kind: str, arguments: list[Any]) -> Any:
+        """The result of one request. Raises what it raises."""
         match kind, arguments:
             case "call", [fn, args, kwargs]:
-                return await host.call(find(fn), args, kwargs)
+                return await self.host.call(self._find(fn), args, kwargs)
             case "create", [cls, args, kwargs]:
-                return list(await host.create(find(cls), args, kwargs))
+                return list(await self.host.create(self._find(cls), args, kwargs))
             case "invoke", [int(number), str(method), args, kwargs]:
-                return await host.invoke(number, method, args, kwargs)
+                return await self.host.invoke(number, method, args, kwargs)
             case "drop", [int(number)]:
-                return host.drop(number)
+                return self.host.drop(number)
             case "deliver", [str(channel), payload, sender]:
-                return host.deliver(Message(channel, payload, sender))
+                return self.host.deliver(Message(channel, payload, sender))
             case "receive", [str(channel), timeout]:
-                message = await host.receive(channel, timeout)
+                message = await self.host.receive(channel, timeout)
                 return [message.message_type, message.payload, message.sender]
         raise ActorError(f"no such request: {kind!r} with {len(arguments)} arguments")
 
-    host = Host(name, route)
-    rpc = Rpc(link, answer)
+
+async def serve(link: Link, name: str) -> None:
+    """Be a worker at this end, until the link ends."""
+    worker = Worker(name)
+    worker.rpc = rpc = Rpc(link, worker.answer)
     try:
         await rpc.run()
     finally:
-        host.close()
+        worker.host.close()

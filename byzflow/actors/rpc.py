@@ -32,6 +32,11 @@ class Rpc:
         self._served: dict[int, asyncio.Task[None]] = {}
         self._closed = ""
 
+    @property
+    def ended(self) -> bool:
+        """If no request can be made any more."""
+        return bool(self._closed)
+
     async def run(self) -> None:
         """Receive until the link ends; start this as a task."""
         try:

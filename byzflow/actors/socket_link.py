@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from byzflow.actors.keys import Keys, fingerprint
+from byzflow.actors.keys import fingerprint
 from byzflow.actors.link import Frame, Link
+from byzflow.actors.peer import Budget
 from byzflow.actors.wire import PREFIX, Header, Limits, decode, encode, lengths, pieces, read_header
 from byzflow.errors import LinkClosed, WireError
 
@@ -24,15 +26,33 @@ SLOWEST = 1 << 16  # bytes a second at which a frame has to come in
 class SocketLink(Link, asyncio.BufferedProtocol):
     """One end. What the peer sends is checked piece by piece; the first fault ends the link and is counted."""
 
-    def __init__(self, limits: Limits, names: dict[str, str] | None) -> None:
-        """`names`: fingerprint -> name of who may be at the other end; None where there is no encryption."""
+    said: str = ""
+    """Who the peer says it is: a claim. On a plain link there is nothing better; otherwise `peer` is what counts."""
+    skew: float = 0.0
+    """Seconds by which the peer says that its clock is ahead of this one."""
+    slow: bool = False
+    """If it was ended because the peer was silent, or too slow to come to the end of a frame."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        names: dict[str, str] | None,
+        met: Callable[[SocketLink], Budget],
+        left: Callable[[SocketLink], None],
+    ) -> None:
+        """`names`: fingerprint -> name of who may be at the other end; None where there is no encryption.
+
+        `met` is told once the peer is known, and gives its budget; `left` once the link has ended.
+        """
         super().__init__()
-        self.limits, self._names = limits, names
+        self.limits, self._names, self._met, self._left = limits, names, met, left
+        self._budget: Budget | None = None
+        self._held = 0  # bytes of the budget that this link has
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
         self._writable = asyncio.Event()
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[tuple[Frame, int]] = deque()  # with the bytes of their arrays
         self._came = asyncio.Event()
         self._why = ""
         self._sent = self._taken = 0  # sequence numbers
@@ -41,6 +61,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self._body: np.ndarray[Any, Any] | None = None
         self._into, self._filled = memoryview(self._prefix), 0
         self._stage, self._body_length = "prefix", 0
+        self._crowded = self._paused = False  # crowded: a body waits for room in the budget
         self._heard = self._began = self._loop.time()
         self._watch: asyncio.TimerHandle | None = None
 
@@ -72,6 +93,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
                 self._end("a peer whose certificate is not trusted")
                 return
             self.peer = name
+        self._budget = self._met(self)
         self._beat()
 
     def get_buffer(self, hint: int) -> memoryview:
@@ -84,7 +106,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self.stats.bytes_in += count
         self._filled += count
         try:
-            while not self._why and self._filled == len(self._into):
+            while not self._why and not self._crowded and self._filled == len(self._into):
                 self._next_stage()
         except WireError as fault:
             self.stats.refused[str(fault)] = self.stats.refused.get(str(fault), 0) + 1
@@ -133,9 +155,10 @@ class SocketLink(Link, asyncio.BufferedProtocol):
                 raise LinkClosed(self._why)
             self._came.clear()
             await self._came.wait()
-        frame = self._frames.popleft()
-        if self._transport is not None and len(self._frames) < WAITING and not self._why:
-            self._transport.resume_reading()
+        frame, size = self._frames.popleft()
+        if not self._why:
+            self._read_on()
+            self._give(size)
         return frame
 
     async def close(self) -> None:
@@ -160,8 +183,12 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             if self._header.sequence != self._taken:
                 raise WireError(f"frame {self._header.sequence} where {self._taken} was due: replayed or lost")
             self._taken += 1
-            self._body = np.empty(self._body_length, np.uint8)
-            self._expect("body", self._body.data)
+            assert self._budget is not None
+            if self._budget.take(self._body_length, self._room):
+                self._begin_body()
+            else:
+                self._crowded = True
+                self._pause()
         else:
             header, body = self._header, self._body
             assert header is not None
@@ -169,28 +196,60 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             self._header = self._body = None
             self._expect("prefix", memoryview(self._prefix))
             if header.kind:  # an empty one is a sign of life
-                self._take(decode(header, body))
+                self._take(decode(header, body), body.nbytes)
+            else:
+                self._give(body.nbytes)
+
+    def _begin_body(self) -> None:
+        self._held += self._body_length
+        self._body = np.empty(self._body_length, np.uint8)
+        self._expect("body", self._body.data)
+
+    def _room(self) -> None:
+        """The budget has room for the body that waits."""
+        self._crowded = False
+        self._begin_body()
+        self._read_on()
+
+    def _give(self, size: int) -> None:
+        self._held -= size
+        if self._budget is not None:
+            self._budget.give(size)
+
+    def _pause(self) -> None:
+        if self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _read_on(self) -> None:
+        """Read again, if there is room; time in which this end did not read is not held against the peer."""
+        if self._paused and not self._crowded and len(self._frames) < WAITING and self._transport is not None:
+            self._paused = False
+            self._heard = self._began = self._loop.time()
+            self._transport.resume_reading()
 
     def _expect(self, stage: str, into: memoryview) -> None:
         self._stage, self._into, self._filled = stage, into, 0
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, size: int) -> None:
         self.stats.frames_in += 1
-        self._frames.append(frame)
+        self._frames.append((frame, size))
         self._came.set()
-        if len(self._frames) >= WAITING and self._transport is not None:
-            self._transport.pause_reading()
+        if len(self._frames) >= WAITING:
+            self._pause()
 
     def _beat(self) -> None:
         """Tell that this end lives, and see whether the other does."""
         if self._why:
             return
         now = self._loop.time()
-        reading = len(self._frames) < WAITING
+        reading = not self._paused
         allowed = DEAD + (self._body_length / SLOWEST if self._stage == "body" else 0)
         if reading and now - self._heard > DEAD:
+            self.slow = True
             self._end(f"{self.peer} has been silent for {DEAD:g} s")
         elif reading and (self._stage != "prefix" or self._filled) and now - self._began > allowed:
+            self.slow = True
             self._end(f"{self.peer} sends slower than {SLOWEST} bytes a second")
         else:
             if not self._sending.locked() and self._writable.is_set() and self._transport is not None:
@@ -209,16 +268,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             self._watch.cancel()
         if self._transport is not None:
             self._transport.abort()
-
-
-async def dial(host: str, port: int, keys: Keys | None, limits: Limits, timeout: float) -> SocketLink:
-    """A link to a listener. Raises OSError, ssl.SSLError or TimeoutError."""
-    async with asyncio.timeout(timeout):
-        _, link = await asyncio.get_running_loop().create_connection(
-            lambda: SocketLink(limits, None if keys is None else keys.names()),
-            host,
-            port,
-            ssl=None if keys is None else keys.context(server=False),
-            server_hostname="" if keys is not None else None,
-        )
-    return link
+        if self._budget is not None:
+            self._budget.leave(self._room)
+            self._give(self._held)
+        self._left(self)

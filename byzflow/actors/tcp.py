@@ -8,73 +8,44 @@ wherever the address is not this host.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import ssl
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
-from urllib.parse import urlsplit
 
-from byzflow import __version__
-from byzflow.actors.keys import Keys
-from byzflow.actors.link import Frame, Link
-from byzflow.actors.remote import LinkBackend, serve
-from byzflow.actors.socket_link import SocketLink, dial
+from byzflow.actors.address import address, keys_for
+from byzflow.actors.hello import Hello
+from byzflow.actors.host import Route
+from byzflow.actors.hub import FIRST, HANDSHAKE, Hub
+from byzflow.actors.kept import Kept
+from byzflow.actors.link import Link
+from byzflow.actors.remote import LinkBackend, Worker
+from byzflow.actors.rpc import Rpc
+from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.wire import Limits
-from byzflow.errors import ActorError, LinkClosed
+from byzflow.errors import ActorError, WorkerDied
 
 GROUP = "byzflow.remote"
-WIRE = 1  # version of what is said on a link
-HELLO = "hello"
-STRANGER = Limits(header=1 << 12, body=0, arrays=0)  # until it has said who it is
-HANDSHAKE = 5.0  # seconds
-ATTEMPTS = (0.0, 0.2, 0.5, 1.0, 2.0)  # seconds before each
-
-
-def address(url: str) -> tuple[str, int]:
-    """Host and port of tcp://host:port. Raises ActorError."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme != "tcp" or not parts.hostname or port is None or parts.path or parts.query:
-        raise ActorError(f"{url!r} is no address; write tcp://host:7000")
-    return parts.hostname, port
-
-
-def is_here(host: str) -> bool:
-    """If only this machine can reach the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def keys_for(host: str, keys: str | Path | None, plain: bool) -> Keys | None:
-    """None for a link without encryption: on this host only, or where `plain` was asked for, with a warning."""
-    if keys is not None:
-        return Keys.of(keys)
-    if not is_here(host):
-        if not plain:
-            raise ActorError(f"{host} is not this host: give keys=DIR (byzflow keys new), or plain=True to go without")
-        warnings.warn(f"the link to {host} is neither encrypted nor authenticated", stacklevel=3)
-    return None
+LEAVING = 1.0  # seconds to say goodbye in
 
 
 class TcpBackend(LinkBackend):
-    """A worker of a server at another address; it ends with the connection."""
+    """A worker of a server at another address; it ends with the connection, or `keep` seconds after it.
+
+    With `keep` it dials again by itself. A call that was under way when the connection broke raises WorkerDied all the
+    same, because it may have run; later calls wait for the new connection, and find their objects.
+    """
 
     scheme = "tcp"
     trusted: ClassVar[bool] = False
+    ahead: float = 0.0
+    """Seconds by which the server says that its clock is ahead of this one."""
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
-        """Of tcp://host:port; options keys=DIR, plain=False, timeout=5.0 seconds, limits."""
+        """Of tcp://host:port; options keys=DIR, plain=False, timeout=5.0 seconds, keep=0 seconds, limits."""
         return cls(*address(url), **options)
 
     def __init__(
@@ -85,49 +56,87 @@ class TcpBackend(LinkBackend):
         keys: str | Path | None = None,
         plain: bool = False,
         timeout: float = HANDSHAKE,
+        keep: float = 0.0,
         limits: Limits | None = None,
     ) -> None:
         super().__init__()
-        self.host, self.port, self.timeout = host, port, timeout
-        self.keys = keys_for(host, keys, plain)
-        self.limits = limits or Limits()
+        self.where, self.timeout, self.keep = f"tcp://{host}:{port}", timeout, keep
+        self._token, self._gone = "", ""  # what finds the worker again; why it is gone for good
+        self._again = asyncio.Event()  # the lost link was replaced, or will not be
+        self._staying: asyncio.Task[None] | None = None
+        self.hub = Hub(keys=keys_for(host, keys, plain), plain=plain, limits=limits)
 
     async def connect(self, name: str) -> Link:
-        """Dial, several times with growing pauses; then tell who speaks, and hear who answers."""
-        problem: Exception | None = None
-        for pause in ATTEMPTS:
-            await asyncio.sleep(pause)
+        """Dial, several times with growing pauses. Raises ActorError."""
+        link = await self.hub.dial(self.where, name, timeout=self.timeout)
+        self.ahead = link.skew
+        return link
+
+    async def start(self, name: str, route: Route | None = None) -> None:
+        """Connect, and have the worker kept if that was asked for."""
+        await super().start(name, route)
+        if self.keep:
             try:
-                link = await dial(self.host, self.port, self.keys, self.limits, self.timeout)
-            except ssl.SSLError as error:
-                raise ActorError(f"{self.where} does not prove to be whom you trust: {error.reason}") from None
-            except (OSError, TimeoutError) as error:
-                problem = error
-                continue
-            return await self._greet(link, name)
-        raise ActorError(
-            f"{self.where} cannot be reached: {problem or 'no answer'}; is `byzflow actor-server` running there, "
-            "and the port open?"
-        )
+                self._token = await self._ask("keep")
+            except BaseException:
+                await self.close()
+                raise
+            self._staying = asyncio.create_task(self._stay())
 
-    @property
-    def where(self) -> str:
-        """Its address."""
-        return f"tcp://{self.host}:{self.port}"
+    async def close(self) -> None:
+        """End the worker and its objects."""
+        if self._staying is not None and self._rpc is not None:
+            self._staying.cancel()
+            await asyncio.wait([self._staying])
+            leaving = asyncio.create_task(self._rpc.request("leave"))
+            await asyncio.wait([leaving], timeout=LEAVING)
+            await super().close()
+            await asyncio.gather(leaving, return_exceptions=True)
+            self._end("the worker was closed")
+        await super().close()
 
-    async def _greet(self, link: SocketLink, name: str) -> Link:
+    async def _ask(self, kind: str, *arguments: Any) -> Any:
+        while self._token and not self._gone and self._rpc is not None and self._rpc.ended:
+            self._again.clear()
+            await self._again.wait()
+        if self._gone:
+            raise WorkerDied(self._gone)
+        return await super()._ask(kind, *arguments)
+
+    async def _stay(self) -> None:
+        """Replace each link that is lost, within `keep` seconds."""
+        while not self._gone:
+            assert self._running is not None
+            await asyncio.wait([self._running])
+            try:
+                async with asyncio.timeout(self.keep):
+                    while not await self._rejoined():
+                        await asyncio.sleep(FIRST)
+            except TimeoutError:
+                self._end(f"{self.where} was lost, and not reached again within {self.keep:g} s")
+            except ActorError as error:
+                self._end(f"{self.where} was lost: {error}")
+            self._again.set()
+
+    async def _rejoined(self) -> bool:
+        """If a new link leads to the same worker; False if it broke at once. Raises ActorError if that is gone."""
+        link = await self.hub.dial(self.where, self._name, timeout=self.timeout, attempts=sys.maxsize)
+        rpc = Rpc(link, self._asked)
+        running = asyncio.create_task(rpc.run())
         try:
-            async with asyncio.timeout(self.timeout):
-                await link.send(Frame(HELLO, WIRE, [__version__, name]))
-                answer = await link.recv()
-        except (LinkClosed, TimeoutError) as error:
-            await link.close()
-            raise ActorError(f"{self.where} ended the connection: it may not trust this side's key ({error})") from None
-        match answer:
-            case Frame(kind="hello", number=1, body=[str(_)]):
-                return link
-        await link.close()
-        raise ActorError(f"{self.where} refused: {answer.body if isinstance(answer.body, str) else 'another wire'}")
+            await rpc.request("rejoin", self._token)
+        except BaseException as error:
+            await rpc.close()
+            await asyncio.wait([running])
+            if isinstance(error, WorkerDied):
+                return False
+            raise
+        self._rpc, self._running = rpc, running
+        return True
+
+    def _end(self, why: str) -> None:
+        self._gone = self._gone or why
+        self._again.set()
 
     def named(self, fn: Any) -> Any:
         """The name of a function or class, or the name itself."""
@@ -155,11 +164,9 @@ class ActorServer:
 
     Parameters
     ----------
-    url : where to listen; port 0 takes a free one, see `url` afterwards.
-    keys : folder of own and trusted keys; needed unless the address is of this host alone.
-    plain : go without, with a warning.
+    url, keys, plain, connections, each, limits : as of a `Hub`.
+    keep : seconds for which a worker waits, with its objects, for its peer to dial again, if the peer asked for that.
     allow : more functions and classes that peers may name, beside the entry points of the group `byzflow.remote`.
-    connections : at most so many at once, and `each` of one peer.
     """
 
     def __init__(
@@ -171,119 +178,73 @@ class ActorServer:
         allow: Mapping[str, Any] | None = None,
         connections: int = 128,
         each: int = 32,
+        keep: float = 0.0,
         limits: Limits | None = None,
     ) -> None:
-        self.host, self.port = address(url)
-        self.keys = keys_for(self.host, keys, plain)
-        self.connections, self.each, self.limits = connections, each, limits or Limits()
-        self.refused: dict[str, dict[str, int]] = {}  # peer -> reason -> count
+        self._kept = Kept(keep, each)
+        self.hub = Hub(url, self._serve, keys=keys, plain=plain, connections=connections, each=each, limits=limits)
         self._allowed = allowed() | {name: (lambda value=value: value) for name, value in (allow or {}).items()}
-        self._links: dict[SocketLink, asyncio.Task[None]] = {}
-        self._server: asyncio.Server | None = None
 
     @property
     def url(self) -> str:
         """The address that it listens at."""
-        return f"tcp://{self.host}:{self.port}"
+        return self.hub.url
+
+    @property
+    def host(self) -> str:
+        """Of the address."""
+        return self.hub.host
+
+    @property
+    def port(self) -> int:
+        """Of the address; the one that was taken, once it listens."""
+        return self.hub.port
+
+    @property
+    def refused(self) -> dict[str, dict[str, int]]:
+        """What was refused: peer -> reason -> count."""
+        return self.hub.refused
 
     @property
     def workers(self) -> int:
         """Connections that are served now."""
-        return len(self._links)
+        return self.hub.serving
 
     async def __aenter__(self) -> Self:
-        names = None if self.keys is None else self.keys.names()
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Served(self, names),
-            self.host,
-            self.port,
-            ssl=None if self.keys is None else self.keys.context(server=True),
-            ssl_handshake_timeout=None if self.keys is None else HANDSHAKE,
-            reuse_address=sys.platform != "win32",
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self.hub.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for link, task in tuple(self._links.items()):
-            task.cancel()
-            await link.close()
-            await asyncio.wait([task])
-        await self._server.wait_closed()
+        await self.hub.__aexit__(kind, error, at)
+        self._kept.close()
 
-    def count(self, peer: str, reason: str) -> None:
-        """Remember a refusal, of at most a thousand peers and twenty reasons each."""
-        reasons = self.refused.setdefault(peer if len(self.refused) < 1000 else "others", {})
-        reason = reason[:100] if len(reasons) < 20 else "other reasons"
-        reasons[reason] = reasons.get(reason, 0) + 1
+    async def _serve(self, link: SocketLink, hello: Hello) -> None:
+        worker = Worker(hello.said, self._find)
+        owner = hello.said if self.hub.keys is None else link.peer
 
-    def begin(self, link: SocketLink) -> None:
-        """A connection came; serve it, unless there are too many."""
-        same = sum(other.peer == link.peer for other in self._links) if self.keys is not None else 0
-        if len(self._links) >= self.connections or same >= self.each:
-            self.count(link.peer, "too many connections")
-            link.refuse("too many connections")
-            return
-        task = asyncio.get_running_loop().create_task(self._serve(link))
-        self._links[link] = task
-        task.add_done_callback(lambda _: self._links.pop(link, None))
+        async def answer(kind: str, arguments: list[Any]) -> Any:
+            nonlocal worker
+            match kind, arguments:
+                case "keep", []:
+                    return self._kept.keep(worker, owner, link)
+                case "rejoin", [str(token)]:
+                    unused, worker = worker, await self._kept.rejoin(token, owner, rpc)
+                    self._kept.left(unused, link)
+                    return None
+                case "leave", []:
+                    return self._kept.forget(worker)
+            return await worker.answer(kind, arguments)
 
-    async def _serve(self, link: SocketLink) -> None:
+        worker.rpc = rpc = Rpc(link, answer)
         try:
-            async with asyncio.timeout(HANDSHAKE):
-                hello = await link.recv()
-            match hello:
-                case Frame(kind="hello", number=1, body=[str(version), str(name)]) if _fits(version):
-                    link.limits = self.limits
-                    await link.send(Frame(HELLO, WIRE, [__version__]))
-                case Frame(kind="hello", body=[str(version), *_]):
-                    raise ActorError(f"versions differ: {version[:20]} there, {__version__} here")
-                case _:
-                    raise ActorError("the first frame must be a hello")
-            await serve(link, name[:64], self._find)
-        except TimeoutError:
-            self.count(link.peer, "no hello in time")
-        except LinkClosed:
-            pass  # counted below, if it sent what is not allowed
-        except ActorError as error:
-            self.count(link.peer, str(error))
-            with_reason = link.send(Frame("refused", WIRE, str(error)))
-            await asyncio.gather(with_reason, return_exceptions=True)
-            await asyncio.sleep(0.05)  # for it to be read before the connection ends
+            await rpc.run()
         finally:
-            for reason, times in link.stats.refused.items():
-                for _ in range(times):
-                    self.count(link.peer, reason)
-            await link.close()
+            self._kept.left(worker, link)
 
     def _find(self, name: Any) -> Any:
         if not isinstance(name, str) or name not in self._allowed:
             shown = name[:80] if isinstance(name, str) else type(name).__name__
             raise ActorError(f"{shown!r} may not be run here: let it in by an entry point of the group {GROUP}")
         return self._allowed[name]()
-
-
-class _Served(SocketLink):
-    """The listening end of a link."""
-
-    def __init__(self, server: ActorServer, names: dict[str, str] | None) -> None:
-        super().__init__(STRANGER, names)
-        self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Tell the server, if the peer is one to talk to."""
-        super().connection_made(transport)
-        if self.open:
-            self._server.begin(self)
-        else:
-            self._server.count("unknown", "certificate not trusted")
-
-
-def _fits(version: str) -> bool:
-    """Of versions 0.x all of one x fit, later all of one major version."""
-    own, other = __version__.split("."), version.split(".")
-    return own[:2] == other[:2] if own[0] == "0" else own[0] == other[0]

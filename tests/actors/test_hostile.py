@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from byzflow.actors import socket_link, tcp
+from byzflow.actors import hub, socket_link
 from byzflow.actors.conformance import echo
 from byzflow.actors.keys import Keys
 from byzflow.actors.tcp import ActorServer, TcpBackend
@@ -27,8 +27,7 @@ async def ended(reader: asyncio.StreamReader) -> float:
 
 
 def test_slow_and_silent_peers_are_closed_and_the_honest_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (socket_link, tcp):
-        monkeypatch.setattr(module, "HANDSHAKE", 1.0, raising=False)
+    monkeypatch.setattr(hub, "HANDSHAKE", 1.0)
     monkeypatch.setattr(socket_link, "BEAT", 0.2)
     monkeypatch.setattr(socket_link, "DEAD", 1.0)
 
@@ -90,7 +89,7 @@ def test_a_thousand_idle_connections_cost_little(tmp_path: Path) -> None:
 
 
 def test_half_a_handshake_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tcp, "HANDSHAKE", 0.5)
+    monkeypatch.setattr(hub, "HANDSHAKE", 0.5)
     keys = Keys.new("server", tmp_path)
 
     async def main() -> None:
