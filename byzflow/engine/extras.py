@@ -34,13 +34,16 @@ def sample_weights(value: Any, kept: Sequence[int], n: int) -> Tensor:
 
 
 def weights(value: Any, kept: Sequence[int], n: int) -> Tensor:
-    """(n,) float64, one finite number a row that sum to 1: a row of a mixing matrix. Rejected rows take theirs away."""
+    """(n,) float64, one finite number a row: a row of a mixing matrix. Rejected rows take theirs away.
+
+    They sum to 1, or to less where neighbours are silent, who then count as if they had sent the own row.
+    """
     row = torch.as_tensor(value, dtype=torch.float64).flatten()
     if row.numel() != n:
         raise ExtraError(f"weights needs one number a row: {n}, got {row.numel()}")
-    if not abs(float(row.sum()) - 1) <= 1e-6:
+    if not 0 < float(row.sum()) <= 1 + 1e-6:
         raise ExtraError(
-            f"weights must be finite and sum to 1, the own row's among them; they sum to {float(row.sum()):g}"
+            f"weights must be finite and sum to 1 at most, the own row's among them; they sum to {float(row.sum()):g}"
         )
     return row[list(kept)]
 

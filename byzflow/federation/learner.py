@@ -17,7 +17,7 @@ from byzflow.federation.evaluation import evaluate
 from byzflow.federation.optimizer import OptimizerStep
 from byzflow.federation.randomness import random_numbers, seed_of
 from byzflow.federation.training import Loss, batch_loss, draws_random_numbers, is_lightning, make_optimizer
-from byzflow.federation.vector import Buffers, Integers, ModelVector
+from byzflow.federation.vector import Buffers, Integers, ModelVector, is_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class Learner:
         self.steps += 1
         self.last_loss = math.nan if loss is None else float(loss.detach())
         gradient = self._flat(found)
-        if not (math.isfinite(self.last_loss) and bool(gradient.isfinite().all())):
+        if before and not (math.isfinite(self.last_loss) and is_finite(gradient)):
             for buffer, old in before:
                 buffer.data.copy_(old)
         return gradient
@@ -254,7 +254,7 @@ class Learner:
 
     def _usable(self, gradient: Tensor) -> bool:
         """Whether to step along it; counts it if not."""
-        usable = math.isfinite(self.last_loss) and bool(gradient.isfinite().all())
+        usable = math.isfinite(self.last_loss) and is_finite(gradient)
         self.skipped += not usable
         return usable
 

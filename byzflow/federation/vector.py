@@ -86,7 +86,7 @@ class ModelVector:
                 f"the model is a vector of {len(self)} floating numbers, got {vector.dtype} of {tuple(vector.shape)}"
             )
         values = vector.detach().to(self._flat)  # first: a number of float64 can be Inf in float32
-        if finite and not bool(values.isfinite().all()):
+        if finite and not is_finite(values):
             raise NonFiniteRows(f"{int((~values.isfinite()).sum())} of the vector's {len(self)} numbers are NaN or Inf")
         self._flat.copy_(values)
 
@@ -141,6 +141,11 @@ class ModelVector:
                     f"{place.name} is no longer part of the model's vector: change dtype or device, or replace "
                     "arrays, before the ModelVector is made"
                 )
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no number is NaN or Inf. A finite sum has no such part; one that is not may have overflowed."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 class _Place(NamedTuple):

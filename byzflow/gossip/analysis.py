@@ -109,7 +109,7 @@ def analyse(topology: Topology, f: int = 0, byzantine: Iterable[Node] = (), weig
 
 
 def lambda2(weights: Weights) -> float:
-    """|lambda_2(W)|, 0 to 1: 1 less it is the spectral gap."""
+    """The second largest modulus of W's eigenvalues, 0 to 1; 1 minus it is the spectral gap."""
     w = weights.matrix
     values = np.linalg.eigvalsh(w) if weights.symmetric else np.linalg.eigvals(w)
     return float(np.sort(np.abs(values))[-2])
