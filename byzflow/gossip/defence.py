@@ -72,7 +72,7 @@ class Defence:
             if weights is not None and "weights" in operator.accepts:
                 extras["weights"] = torch.tensor([weights.get(each, 0.0) for each in senders], dtype=torch.float64)
             result = operator.run(list(rows.values()), nonfinite="reject", audit=self.audit, **extras)
-        except (NotEnoughSenders, RowsError) as problem:
+        except (NotEnoughSenders, RowsError, SpecError) as problem:
             return Verdict(None, str(self.operator), rejected=rejected, missing=heard.missing, problem=str(problem))
         self.state = memory.by_node(result.state, senders, self.state)
         rejected |= {senders[place]: "NaN or Inf" for place in result.rejected}
