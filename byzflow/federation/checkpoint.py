@@ -1,82 +1,171 @@
-"""What a node needs to go on after a crash, in one file that is either whole or not there."""
+"""Nested mappings of tensors and plain values as one file, whole or not at all.
+
+A safetensors file: tensors under numbers, and the mapping itself as JSON in the header, with a digest of everything.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from byzflow.errors import FederationError
+from byzflow.errors import CheckpointError
 
-Value = Tensor | int | str
+Value: TypeAlias = "Tensor | np.ndarray[Any, Any] | int | float | str | bool | Mapping[str, Value]"
+FORMAT = "byzflow checkpoint 1"
+DEEPEST = 32  # mappings within mappings
+TENSOR, ARRAY = "$tensor", "$array"
 
 
 def save(path: str | Path, state: Mapping[str, Value]) -> None:
-    """Write tensors, ints and strings by name, as safetensors with the rest and a digest of all in its metadata.
+    """Write a mapping; the file that was there before is kept beside it, see `previous`.
 
-    To a temporary file first, which is synced to the disk and renamed, so that a crash leaves the last good one.
-    Raises FederationError without safetensors, or if the file cannot be written.
+    Whatever happens meanwhile, one whole file remains under one of the two names: the new one is written under a third
+    name, is on the disk before it is renamed, and the one before is let go only when the new one is in its place.
+    Raises CheckpointError for a value of another type, or if the file cannot be written.
     """
-    write = _safetensors().save
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
-    plain = json.dumps({name: value for name, value in state.items() if not isinstance(value, Tensor)}, sort_keys=True)
-    data = write(tensors, metadata={"plain": plain, "sha256": _digest(tensors, plain)})
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_packed(state, tensors, (), set()))
+    meta = {"format": FORMAT, "tree": tree, "sha256": digest(tree, tensors)}
+    new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        folder = os.open(target.parent, os.O_RDONLY)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.fsync(folder)
+            save_file(tensors, new, meta)
+            with new.open("rb") as handle:
+                os.fsync(handle.fileno())
+            before = _second_name(path)
+            new.replace(path)
+            if before is not None:
+                before.replace(previous(path))
         finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FederationError(f"the checkpoint {target} cannot be written: {error.strerror or error}") from None
+            new.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+    except Exception as error:
+        raise CheckpointError(f"no checkpoint was written to {path}: {error}; the one before it still counts") from None
 
 
-def load(path: str | Path) -> dict[str, Value]:
-    """What `save` wrote. Raises FederationError for a file that is not there, torn, or changed since."""
-    read = _safetensors().load
+def load(path: str | Path) -> dict[str, Any]:
+    """The mapping that `save` wrote; the one before it, with a warning, if that file is torn or gone.
+
+    Raises CheckpointError if neither is whole, which says of each what is wrong with it.
+    """
+    path = Path(path)
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise FederationError(f"no checkpoint {path}: {error.strerror or error}") from None
+        return read(path)
+    except CheckpointError as fault:
+        try:
+            state = read(previous(path))
+        except CheckpointError as second:
+            raise CheckpointError(f"{fault}; nor is there one before it: {second}") from None
+        warnings.warn(f"{fault}; going on from the one before it, {previous(path).name}", stacklevel=2)
+        return state
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping of this very file. CheckpointError if it is missing, torn, changed or something else."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        tensors: dict[str, Tensor] = read(data)
-        size = int.from_bytes(data[:8], "little")
-        told = json.loads(data[8 : 8 + size])["__metadata__"]
-        plain = json.loads(told["plain"])
-    except Exception as error:  # whatever a torn file makes the readers raise
-        raise FederationError(f"{path} is no whole checkpoint ({type(error).__name__}): use an earlier one") from None
-    if told.get("sha256") != _digest(tensors, told["plain"]):
-        raise FederationError(f"{path} is not as it was written, its digest differs: use an earlier one")
-    return {**tensors, **plain}
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no checkpoint: {error}") from None
+    if meta.get("format") != FORMAT or "tree" not in meta:
+        raise CheckpointError(f"{path} is no checkpoint of byzflow: its format is {meta.get('format')!r}")
+    if digest(meta["tree"], tensors) != meta.get("sha256"):
+        raise CheckpointError(f"{path} was changed or is torn: its digest is not the one that it was written with")
+    state: dict[str, Any] = _unpacked(json.loads(meta["tree"]), tensors)
+    return state
 
 
-def _digest(tensors: Mapping[str, Tensor], plain: str) -> str:
-    total = hashlib.sha256(plain.encode())
+def exists(path: str | Path) -> bool:
+    """If there is a checkpoint, or one before it."""
+    return Path(path).exists() or previous(Path(path)).exists()
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before this one is."""
+    return path.with_name(f"{path.name}.previous")
+
+
+def digest(tree: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, 64 hex digits, of the plain values and of every tensor's name, dtype, shape and bytes."""
+    total = hashlib.sha256(tree.encode())
     for name in sorted(tensors):
         each = tensors[name]
-        total.update(f"\0{name}\0{each.dtype}\0{tuple(each.shape)}\0".encode())
-        total.update(each.reshape(-1).view(torch.uint8).numpy().data)
+        total.update(f"{name}\0{each.dtype}\0{tuple(each.shape)}\0".encode())
+        total.update(each.contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
-def _safetensors() -> Any:
+def _packed(value: Any, tensors: dict[str, Tensor], where: tuple[str, ...], above: set[int]) -> Any:
+    """JSON of a value, its tensors put aside."""
+    match value:
+        case Mapping():
+            if id(value) in above or len(where) > DEEPEST:
+                raise CheckpointError(f"{'/'.join(where[:4])}...: mappings within mappings, at most {DEEPEST} deep")
+            if wrong := [key for key in value if not isinstance(key, str) or key in (TENSOR, ARRAY)]:
+                raise CheckpointError(f"{'/'.join(where) or 'the state'}: a key must be a str, got {wrong[0]!r}")
+            inner = above | {id(value)}
+            return {key: _packed(each, tensors, (*where, key), inner) for key, each in value.items()}
+        case bool() | int() | float() | str():
+            return value
+        case Tensor() | np.ndarray():
+            name = str(len(tensors))
+            kind = TENSOR if isinstance(value, Tensor) else ARRAY
+            try:
+                tensors[name] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
+            except TypeError as error:
+                raise CheckpointError(f"{'/'.join(where)}: {error}") from None
+            return {kind: name}
+    raise CheckpointError(
+        f"{'/'.join(where)}: a checkpoint holds tensors, arrays, numbers, strings and mappings of them, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    match value:
+        case {"$tensor": str(name)}:
+            return tensors[name]
+        case {"$array": str(name)}:
+            return tensors[name].numpy()
+        case dict():
+            return {key: _unpacked(each, tensors) for key, each in value.items()}
+    return value
+
+
+def _second_name(path: Path) -> Path | None:
+    """Another name of the file that is there, so that it outlives being replaced; None if there is none."""
+    name = path.with_name(f".{path.name}.before")
+    name.unlink(missing_ok=True)
     try:
-        import safetensors.torch
-    except ImportError:
-        raise FederationError("checkpoints need the package safetensors: pip install safetensors") from None
-    return safetensors.torch
+        name.hardlink_to(path)
+    except FileNotFoundError:
+        return None
+    except OSError:  # a file system without links
+        shutil.copyfile(path, name)
+    return name
+
+
+def _sync_directory(folder: Path) -> None:
+    """That the rename itself outlives a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -28,6 +28,7 @@ from byzflow.gossip.witness import Witness
 from byzflow.operators import Operator
 
 SERVER = "server"
+GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
 STEPS = {
     "gradients": ("honest_gradient_for_next_batch", "apply_server_gradient"),
     "updates": ("local_update", "apply_server_update"),
@@ -230,7 +231,11 @@ class Federation:
         self._ended = True
         await self.pace.stop()
         self.network.stop()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._tasks:
+            _, busy = await asyncio.wait(self._tasks.values(), timeout=GRACE)
+            for task in busy:  # in a node's own code, which may never end
+                task.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -259,7 +264,7 @@ class Federation:
             Defence(self._defence, self._f) if aggregates else None,
             self.witness,
             lambda told: self._told.setdefault(told.round, []).append(told),
-            self.patience,
+            self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
             self._weights if not self.centre else None,
         )
         try:

@@ -60,8 +60,8 @@ class Defence:
     ) -> Verdict:
         """The verdict on what was heard; `own`, where given, is the first row.
 
-        `weights` go to a rule that takes mixing weights, where a silent neighbour's is left out; `expected` is a vector of the right shape and dtype, else
-        those of most rows count as right.
+        `weights` go to a rule that takes mixing weights, where a silent neighbour's is left out. `expected` is a
+        vector of the right shape and dtype; without it those of most rows count as right.
         """
         given = ({own[0]: own[1]} if own is not None else {}) | dict(heard.values)
         rows, rejected = _alike(given, own[1] if own is not None else expected)

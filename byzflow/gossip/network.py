@@ -99,6 +99,12 @@ class LocalNetwork:
         for mailbox in self._mailboxes.values():
             mailbox.down(node)
 
+    def lose(self, node: NodeId) -> None:
+        """The node takes no part any more: nobody waits for it, and no quorum counts it."""
+        for each, mailbox in self._mailboxes.items():
+            if each != node:
+                mailbox.lose(node)
+
     def up(self, node: NodeId) -> None:
         """The node is there again."""
         for mailbox in self._mailboxes.values():
