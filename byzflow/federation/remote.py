@@ -16,7 +16,7 @@ from byzflow.errors import DataError, FederationError, SpecError
 from byzflow.federation import datasets
 from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.models import make_model
-from byzflow.federation.nodes import AttackNode, HonestNode
+from byzflow.federation.nodes import AttackNode
 from byzflow.federation.nodes_file import Member, NodesFile
 from byzflow.federation.partitions import partition
 from byzflow.federation.randomness import seed_of

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from byzflow.errors import FederationError, QuorumLost
@@ -317,7 +316,7 @@ class RemoteServer:
     def _resumed(self) -> int:
         """The round that the checkpoint goes on with; 0 without one. FederationError if it is of another run."""
         keep = self.setup.file.checkpoint
-        if keep is None or not keep.resume or not Path(keep.path).exists():
+        if keep is None or not keep.resume or not checkpoint.exists(keep.path):
             return 0
         state = checkpoint.load(keep.path)
         terms, found = self.setup.contract, state.get("round")

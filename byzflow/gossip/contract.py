@@ -1,4 +1,4 @@
-"""What all nodes of a run over a network agree on, and how a message is checked against it before anybody acts on it."""
+"""What all nodes of a run over a network agree on, and how a message is checked against it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Contract:
             mine, theirs = self.terms.get(name), terms.get(name)
             if mine != theirs:
                 raise ActorError(
-                    f"{name!s:.60} is {theirs!r:.40} there and {mine!r:.40} here: all nodes need the same file and flags"
+                    f"{name!s:.60} is {theirs!r:.40} there, {mine!r:.40} here: all nodes need the same file and data"
                 )
         if schema != self.schema:
             raise ActorError("the models differ in their arrays: all nodes need the same model and data set")
