@@ -27,7 +27,7 @@ from byzflow.gossip.tcp_network import TcpNetwork
 
 START = 3.0  # seconds in which others may come once the quorum is there
 ANSWER = 1.0  # seconds in which workers tell their models' digests
-ENDING = 5.0  # seconds in which they go when they are told to
+ENDING = 2.0  # seconds in which they go when they are told to
 
 
 class RemoteServer:
@@ -205,7 +205,6 @@ class RemoteServer:
         if round is None or abs(round - self.next) > AHEAD:
             return
         self._digests.setdefault(round, {})[envelope.sender] = envelope.value
-        self._quiet.discard(envelope.sender)
         if round in self._own:
             self._compare(envelope.sender, round, envelope.value)
         self._came.set()
@@ -224,14 +223,14 @@ class RemoteServer:
         return again
 
     async def _all_told(self, round: int) -> None:
-        """Until the workers have told their digests; who did not last time is not waited for."""
+        """Until the workers whose vectors came in time have told their digests; who once did not is not waited for."""
+        heard = {node for told in self._told if told.heard is not None for node in told.heard.values}
 
-        def missing() -> list[NodeId]:
-            told = self._digests.get(round, {})
-            return [node for node in self.network.linked if node not in told and node not in self._quiet]
+        def missing() -> set[NodeId]:
+            return (heard & self.network.lines.keys()) - self._digests.get(round, {}).keys() - self._quiet
 
-        if not await self._until(lambda: not missing(), ANSWER if round < self.rounds else ENDING):
-            self._quiet |= set(missing())
+        if not await self._until(lambda: not missing(), ANSWER):
+            self._quiet |= missing()
 
     async def _until(self, true: Callable[[], bool], seconds: float) -> bool:
         """Wait for what workers that come, go or tell make true; False if it is not in this time."""

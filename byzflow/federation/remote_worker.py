@@ -13,7 +13,7 @@ from byzflow.federation.remote import SERVER, Say, Setup, finite, hints
 from byzflow.gossip import contract, programs
 from byzflow.gossip.door import Door, Run
 from byzflow.gossip.drive import drive
-from byzflow.gossip.effects import Apply, Effect, NodeId
+from byzflow.gossip.effects import Apply, Effect, NodeId, Send, Train
 from byzflow.gossip.envelope import Envelope
 from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.pace import Pace
@@ -177,6 +177,8 @@ class RemoteWorker:
             performer = Performer(seat, self.shared, self.network, pace, tell=self._tell)
 
             async def perform(effect: Effect[Any]) -> Any:
+                if isinstance(effect, Train | Send) and self.network.mailbox(self.id).holds("step", effect.round):
+                    return None  # the round is over: catch up
                 outcome = await performer.perform(effect)
                 if isinstance(effect, Apply):
                     await self._tell_digest(effect.round + 1)

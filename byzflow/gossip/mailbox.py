@@ -62,6 +62,10 @@ class Mailbox:
         self.round = round
         self._rounds.clear()
 
+    def holds(self, type: str, round: int) -> bool:
+        """If a message of this type and round waits here."""
+        return bool(self._rounds.get((type, round)))
+
     def down(self, sender: NodeId) -> None:
         """Nobody needs to wait for this one."""
         self._down.add(sender)

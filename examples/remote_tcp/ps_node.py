@@ -1,7 +1,7 @@
 """One node of a parameter server over TCP: what `byzflow node` does, under the name and flags of ByzPy's script.
 
-    python ps_node.py --config nodes.yaml --role server
-    python ps_node.py --config nodes.yaml --role worker --worker-id 0
+python ps_node.py --config nodes.yaml --role server
+python ps_node.py --config nodes.yaml --role worker --worker-id 0
 """
 
 import sys
