@@ -127,7 +127,7 @@ class _Lines:
         from byzflow.errors import SpecError
 
         try:
-            self.file = None if self.path is None else open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            self.file = None if self.path is None else open(self.path, "a", encoding="utf-8")
         except OSError as error:
             raise SpecError(f"metrics: {self.path} cannot be written: {error.strerror}") from None
         return self

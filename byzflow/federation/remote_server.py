@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from byzflow.errors import FederationError, QuorumLost
 from byzflow.federation import checkpoint
 from byzflow.federation.centre import Centre
+from byzflow.federation.presence import Presence
 from byzflow.federation.remote import SERVER, Say, Setup, finite
 from byzflow.federation.report import History, RoundReport, Sink
 from byzflow.gossip import contract, programs
@@ -65,7 +66,7 @@ class RemoteServer:
             keys=keys,
             plain=setup.plain,
             on_link=self._linked,
-            on_end=lambda node, why: self._moved(node, why),
+            on_end=self._left,
         )
         self.shared = Run(
             lambda: self.network.topology,
@@ -90,20 +91,16 @@ class RemoteServer:
             patience=training.patience,
         )
         self._told: list[Told] = []
-        self._since: dict[NodeId, tuple[str, float]] = {}
-        self._came = asyncio.Event()
+        self.presence = Presence([each.id for each in setup.members], say)
         self._digests: dict[int, dict[NodeId, str]] = {}
         self._own: dict[int, str] = {}
         self._sent_again: dict[NodeId, int] = {}
         self._quiet: set[NodeId] = set()
-        self._counted: dict[NodeId, dict[str, int]] = {}
 
     # ------------------------------------------------------------------ the run
 
     async def run(self) -> History:
         """All rounds. Raises QuorumLost if too few workers come, or speak, in `training.patience` seconds."""
-        start = time.monotonic()
-        self._since = {each.id: ("never came", start) for each in self.setup.members}
         self.network.mailbox(SERVER).restart(self.next)
         await self.pace.jump(SERVER, self.next)
         async with self.network:
@@ -126,12 +123,12 @@ class RemoteServer:
         workers = [each.id for each in self.setup.members]
         needed, patience = self.door.quorum(workers), self.setup.file.training.patience
         self.say(f"waiting for {needed} of {len(workers)} workers: {', '.join(map(str, workers))}")
-        if not await self._until(lambda: len(self.network.lines) >= needed, patience):
+        if not await self.presence.until(lambda: len(self.network.lines) >= needed, patience):
             raise QuorumLost(
                 f"{len(self.network.lines)} of {needed} needed workers came in {patience:g} s; "
                 f"missing: {'; '.join(f'{id} ({why})' for id, why in self._absent(workers).items())}"
             )
-        await self._until(
+        await self.presence.until(
             lambda: len(self.network.lines) == len(workers), min(START, self.setup.file.training.deadline)
         )
 
@@ -160,7 +157,7 @@ class RemoteServer:
             self.network.mailbox(SERVER).stop()
             await asyncio.gather(program, return_exceptions=True)
         self.network.post(self.network.linked, "stop", None, self.next)
-        if not await self._until(lambda: not self.network.lines, ENDING):
+        if not await self.presence.until(lambda: not self.network.lines, ENDING):
             self.say(f"still linked: {', '.join(map(str, self.network.linked))}")
 
     async def _perform(self, effect: Effect[Any]) -> Any:
@@ -181,15 +178,12 @@ class RemoteServer:
     # ------------------------------------------------------------------ workers
 
     def _linked(self, node: NodeId) -> None:
-        self._moved(node, "")
+        self._quiet.discard(node)
+        self.presence.came(node)
         self._init(node)
 
-    def _moved(self, node: NodeId, why: str) -> None:
-        """It came, or went for a reason."""
-        self._since[node] = (why, time.monotonic())
-        self._quiet.discard(node)
-        self.say(f"{node} {f'is gone: {why}' if why else 'is connected'}")
-        self._came.set()
+    def _left(self, node: NodeId, why: str) -> None:
+        self.presence.went(node, why)
 
     def _init(self, node: NodeId) -> None:
         """Send a worker what it needs to be in this round."""
@@ -207,7 +201,7 @@ class RemoteServer:
         self._digests.setdefault(round, {})[envelope.sender] = envelope.value
         if round in self._own:
             self._compare(envelope.sender, round, envelope.value)
-        self._came.set()
+        self.presence.changed.set()
 
     def _compare(self, sender: NodeId, round: int, theirs: str) -> None:
         """A worker that has another model is sent the right one."""
@@ -229,47 +223,13 @@ class RemoteServer:
         def missing() -> set[NodeId]:
             return (heard & self.network.lines.keys()) - self._digests.get(round, {}).keys() - self._quiet
 
-        if not await self._until(lambda: not missing(), ANSWER):
+        if not await self.presence.until(lambda: not missing(), ANSWER):
             self._quiet |= missing()
-
-    async def _until(self, true: Callable[[], bool], seconds: float) -> bool:
-        """Wait for what workers that come, go or tell make true; False if it is not in this time."""
-        try:
-            async with asyncio.timeout(seconds):
-                while not true():
-                    self._came.clear()
-                    await self._came.wait()
-        except TimeoutError:
-            return False
-        return True
 
     # ------------------------------------------------------------------ what is kept and told
 
     def _absent(self, missing: Sequence[NodeId]) -> dict[NodeId, str]:
-        """Why, and for how long."""
-        told, now = {}, time.monotonic()
-        for node in missing:
-            why, since = self._since[node]
-            refused = self._refusals().get(node, {})
-            if refused and not why:
-                told[node] = f"refused: {', '.join(refused)}"
-            elif node in self.network.lines:
-                told[node] = f"connected, but silent for {self.deadline.seconds():.1f} s"
-            else:
-                told[node] = (
-                    f"{why}, {now - since:.0f} s ago" if why != "never came" else f"never came, {now - since:.0f} s"
-                )
-        return told
-
-    def _refusals(self) -> dict[NodeId, dict[str, int]]:
-        """What was refused since the last report."""
-        new = {}
-        for node, reasons in self.network.mailbox(SERVER).refused.items():
-            before = self._counted.get(node, {})
-            more = {why: count - before.get(why, 0) for why, count in reasons.items() if count > before.get(why, 0)}
-            if more:
-                new[node] = more
-        return new
+        return self.presence.absent(missing, self.network, self.deadline)
 
     def _report(self, number: int, seconds: float, metrics: dict[str, float], own: str) -> None:
         told, self._told = self._told, []
@@ -290,9 +250,8 @@ class RemoteServer:
             digests,
             "" if verdict is None else verdict.problem,
             self._absent(missing),
-            self._refusals(),
+            self.presence.refusals(self.network, keep=True),
         )
-        self._counted = {node: dict(each) for node, each in self.network.mailbox(SERVER).refused.items()}
         self.history.rounds.append(report)
         for sink in self.sinks:
             sink(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from byzflow.gossip.topology import Topology
 from byzflow.gossip.varying import Varying
 
 OUTBOX = 8  # messages that may wait for one peer; more means that it does not take them
+LAST = 3  # messages that are sent again
 FAULTS = 100  # messages of one link that may be refused for what they are
 Handler = Callable[[Envelope], None]
 
@@ -74,7 +76,7 @@ class TcpNetwork:
     on_link, on_end : told of each node that is linked, and of each that is no more.
     on_trouble : told of each attempt to dial that failed, see `Hub.keep`.
     give_up : if being refused for good by a peer that is dialled ends `run`, by a FederationError.
-    resend : send the last message of each type again to who comes (back), for nodes that have no centre to ask.
+    resend : send the last messages of rounds again to who comes (back), for nodes that have no centre to ask.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class TcpNetwork:
         self._dial, self._names = dict(dial or {}), dict(names or {})
         self._on_link, self._on_end, self._on_trouble = on_link, on_end, on_trouble
         self._give_up, self._resend = give_up, resend
-        self._last: dict[str, tuple[frozenset[NodeId], Frame]] = {}
+        self._last: deque[tuple[frozenset[NodeId], Frame]] = deque(maxlen=LAST)
         self._dialling: list[asyncio.Task[None]] = []
         self._mailbox = Mailbox(lambda envelope: envelope.sender in self.graph(envelope.round).in_neighbours(me))
         self.hub = Hub(
@@ -179,7 +181,7 @@ class TcpNetwork:
         frame = self.contract.message(type, value, round, graph.version)
         self.traffic.serialised += 1
         if self._resend and round is not None:
-            self._last[type] = (frozenset(to), frame)
+            self._last.append((frozenset(to), frame))
         for receiver in to:
             self.traffic.sent += 1
             if receiver in self.lines:
@@ -256,7 +258,7 @@ class TcpNetwork:
         try:
             self._mailbox.up(node)
             self._on_link(node)
-            for receivers, frame in self._last.values():
+            for receivers, frame in self._last:
                 if node in receivers:
                     line.push(frame)
             while True:
