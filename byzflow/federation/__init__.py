@@ -10,7 +10,7 @@ parameter_server, peer_to_peer      the same in two lines; progress shows a bar
 node_actor                          nodes on workers
 applications, distributed           pipelines of a node, and nodes made of them
 decentralized, router, contexts,    nodes that handle messages, each with its own scheduler
-decentralized_cluster
+remote_context, decentralized_cluster
 report, summary, sinks, live_view   what a round was like, and a run; where it is written and shown
 config, typed_file, red_config      one file that says it all
 build, schemas                      from a configuration to a federation, by the name of its kind
