@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, median
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one_line
+from byzflow.federation import checkpoint as checkpoints
+from byzflow.federation import resume as resuming
 from byzflow.federation.churn import Churn
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
@@ -70,6 +73,10 @@ class Federation:
     supervision : what is done about workers that die; see `Supervision`.
     backend, workers : on how many workers of which kind virtual nodes live that name no place of their own; without
         `workers` one each.
+    checkpoint, checkpoint_every : a folder, and after how many rounds the whole federation is saved there, with the
+        nodes' places in their data and what rules remember; an older one is kept beside the newest.
+    resume : go on from the checkpoint in that folder, to the bit as if there had been no break, if there is one. Give
+        the same nodes, made in the same way, and the same settings.
 
     Raises
     ------
@@ -99,6 +106,9 @@ class Federation:
         supervision: Supervision | None = None,
         backend: str | None = None,
         workers: int | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
     ) -> None:
         given = dict(nodes) if isinstance(nodes, Mapping) else _numbered(nodes)
         if not given:
@@ -136,11 +146,21 @@ class Federation:
         self.pace = Pace()
         self.witness = Witness()
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
+        self._performers: dict[NodeId, Performer] = {}
         self._told: dict[int, list[Told]] = {}
         self._fault: Exception | None = None
         self._mixing: dict[int, Any] = {}
         self._ended = False
         self.supervisor = Supervisor(supervision or Supervision(), self.pace, self.centre is not None)
+        if checkpoint_every < 1 or (resume and checkpoint is None):
+            raise FederationError(
+                f"checkpoint_every must be >= 1, got {checkpoint_every}"
+                if checkpoint_every < 1
+                else "resume=True needs the folder: checkpoint=..."
+            )
+        self._file = None if checkpoint is None else Path(checkpoint) / resuming.FILE
+        self._save_every, self._resume = checkpoint_every, resume
+        self._remembered: dict[NodeId, dict[str, Any]] = {}
         self._churn = Churn(self)
         self._liars = [member.id for member in self.members.values() if member.byzantine]
         self._round_lock = asyncio.Lock()
@@ -184,10 +204,17 @@ class Federation:
         if self._tasks or self._ended:
             return
         await self.supervisor.build(self.members.values())
+        if self._resume and self._file is not None and checkpoints.exists(self._file):
+            try:
+                await resuming.restore(self, await asyncio.to_thread(checkpoints.load, self._file))
+            except BaseException:
+                await self.stop()
+                raise
         done = len(self.history)
         await self.supervisor.keep(self.members.values(), done)
         for member in self.members.values():
-            self.begin(member, done)
+            if not member.lost:
+                self.begin(member, done)
         if self.centre:
             self.begin(Member(SERVER, self.server or _NoModel()), done)
 
@@ -195,6 +222,8 @@ class Federation:
         """Let a member's program begin, after so many rounds."""
         aggregates = member.id == SERVER or not self.centre
         defence = Defence(self._defence, self._f) if aggregates else None
+        if defence is not None:
+            defence.state = self._remembered.pop(member.id, {})
         member.performer = Performer(
             self._seat(member),
             self.shared,
@@ -211,6 +240,7 @@ class Federation:
         member.performer.round = done
         self.network.mailbox(member.id).begin(done)
         self.pace.at[member.id] = done - 1
+        self._performers[member.id] = member.performer
         self._tasks[member.id] = asyncio.create_task(self._live(member))
         self.supervisor.watch(member)
 
@@ -231,6 +261,9 @@ class Federation:
             await self.supervisor.keep(self.members.values(), number + 1)
             await self._checked()
             self.history.rounds.append(report)
+            if self._file is not None and not len(self.history) % self._save_every:
+                state = await resuming.collect(self)
+                await asyncio.to_thread(checkpoints.save, self._file, state)
         for sink in self.sinks:
             sink(report)
         return report
@@ -297,6 +330,21 @@ class Federation:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.stop()
+
+    # ------------------------------------------------------------------ what is saved
+
+    @property
+    def rule(self) -> str:
+        """The defence as a spec."""
+        return str(Defence(self._defence, self._f).operator)
+
+    def rule_memory(self) -> dict[NodeId, dict[str, Any]]:
+        """What the rule of each node that aggregates remembers."""
+        return {id: each.defence.state for id, each in self._performers.items() if each.defence is not None}
+
+    def remember(self, memory: dict[NodeId, dict[str, Any]]) -> None:
+        """What the rules remember, before they begin."""
+        self._remembered = memory
 
     # ------------------------------------------------------------------ the nodes' lives
 

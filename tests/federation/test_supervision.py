@@ -66,7 +66,7 @@ def test_a_killed_worker_of_a_star_leaves_no_trace_in_the_models(tmp_path: Any, 
             assert federation.members[2].restarts == 1
             assert same(await states(federation), await straight(3, "star", 4))
         assert all(len(report.digests) == 1 for report in history)
-        assert [report.events for report in history if report.events][0].keys() == {2}
+        assert next(report.events for report in history if report.events).keys() == {2}
 
     asyncio.run(main())
     assert not children()
@@ -210,7 +210,7 @@ def test_below_min_nodes_the_run_stops_and_says_so(tmp_path: Any) -> None:
         nodes += virtual(3, "process:", tmp_path, {2: ("honest_gradient:3",)})[2:]
         policy = Supervision(period=0, max_restarts=0)
         federation = Federation(nodes, supervision=policy, min_nodes=3)
-        with pytest.raises(FederationError, match="2 is lost .* 2 training nodes are left, of at least 3") as error:
+        with pytest.raises(FederationError, match=r"2 is lost .* 2 training nodes are left, of at least 3") as error:
             await federation.run(5)
         assert "stopped after 2 rounds" in str(error.value)
         assert len(federation.history) == 2
@@ -347,7 +347,7 @@ def test_a_federations_state_in_all_its_states() -> None:
 
 def test_if_one_node_cannot_be_built_none_stays(tmp_path: Any) -> None:
     async def main() -> None:
-        nodes = virtual(2, "process:", tmp_path, {}) + [VirtualNode(Unborn, 2, backend="process:")]
+        nodes = [*virtual(2, "process:", tmp_path, {}), VirtualNode(Unborn, 2, backend="process:")]
         federation = Federation(nodes)
         with pytest.raises(OSError, match="no data"):
             await federation.run(1)
