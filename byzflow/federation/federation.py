@@ -17,7 +17,9 @@ from byzflow.federation.churn import Churn
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
 from byzflow.federation.report import History, RoundReport, Sink
+from byzflow.federation.resources import Resources, plan
 from byzflow.federation.supervision import Supervision, Supervisor
+from byzflow.federation.versions import VersionStore
 from byzflow.federation.virtual_node import VirtualNode
 from byzflow.federation.workers import Workers
 from byzflow.gossip import programs
@@ -27,7 +29,7 @@ from byzflow.gossip.drive import drive
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.pace import Pace
-from byzflow.gossip.performer import Performer, Seat, Told
+from byzflow.gossip.performer import Performer, Seat, Told, ask
 from byzflow.gossip.topology import Source, Topology, topology
 from byzflow.gossip.varying import Varying
 from byzflow.gossip.weights import metropolis_hastings
@@ -161,6 +163,7 @@ class Federation:
         self._file = None if checkpoint is None else Path(checkpoint) / resuming.FILE
         self._save_every, self._resume = checkpoint_every, resume
         self._remembered: dict[NodeId, dict[str, Any]] = {}
+        self.versions = VersionStore()
         self._churn = Churn(self)
         self._liars = [member.id for member in self.members.values() if member.byzantine]
         self._round_lock = asyncio.Lock()
@@ -193,11 +196,48 @@ class Federation:
         if not self._round_lock.locked():
             self._churn.rewire()
 
-    def __getitem__(self, id: NodeId) -> Any:
-        """A node. Raises FederationError with the known ids."""
+    @property
+    def resources(self) -> Resources:
+        """A plan of how the nodes share this machine."""
+        return plan(self.num_nodes)
+
+    async def pull_version(
+        self, ids: Sequence[NodeId] | None = None, timeout: float | None = None
+    ) -> list[dict[str, Any]]:
+        """What these nodes, or all, have as their `model` now, in this order; asked for only when somebody wants it.
+
+        What nodes or others publish themselves, by `versions.update_version`, stands beside it. Raises MessageTimeout
+        with the ids of those who have nothing within `timeout` seconds.
+        """
+        wanted = self.node_ids if ids is None else tuple(ids)
+        models = await asyncio.gather(*(self._model(self._known(id), timeout) for id in wanted))
+        for id, model in zip(wanted, models, strict=True):
+            if model is not None and not self.versions.is_latest(id, model=model):
+                self.versions.update_version(id, model=model)
+        return await self.versions.pull_version(wanted, timeout)
+
+    async def _model(self, member: Member, timeout: float | None) -> Any:
+        """A member's model; None if it has none, or does not answer."""
+
+        async def parameters(node: Any) -> Any:
+            return await ask(node, "get_parameters", limit=self.supervisor.policy.call_timeout)
+
+        if not _can(member.node, "get_parameters"):
+            return None
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.supervisor.reach(member, parameters, len(self.history) - 1)
+        except (TimeoutError, FederationError):
+            return None
+
+    def _known(self, id: NodeId) -> Member:
         if id not in self.members:
             raise FederationError(f"no node {id!r}; there are {', '.join(map(str, self.members))}")
-        return self.members[id].node
+        return self.members[id]
+
+    def __getitem__(self, id: NodeId) -> Any:
+        """A node. Raises FederationError with the known ids."""
+        return self._known(id).node
 
     async def start(self) -> None:
         """Build the nodes and let their programs begin; needless before `run`."""
