@@ -7,6 +7,8 @@ ref        an object on a worker
 channels   mailboxes that connect the workers of a pool
 pool       many workers: lazy, replaced when they die, chosen by what they can do
 hub        the links of one party: listening, dialling, who the peers are and what each has cost
+tile       some coordinates of n rows on a worker
+tiles      operators on rows whose coordinates are on several workers: aggregate_over, hold, spread
 conformance  what every backend must pass
 """
 
@@ -15,6 +17,8 @@ from byzflow.actors.channels import PoolChannel
 from byzflow.actors.host import Host, here
 from byzflow.actors.pool import ActorPool, ActorPoolConfig
 from byzflow.actors.ref import ActorRef, spawn
+from byzflow.actors.tile import Tile
+from byzflow.actors.tiles import HeldRows, aggregate_over, hold, spread
 from byzflow.graph.subtask import SubTask
 
 __all__ = [
@@ -22,10 +26,15 @@ __all__ = [
     "ActorPoolConfig",
     "ActorRef",
     "Backend",
+    "HeldRows",
     "Host",
     "PoolChannel",
     "SubTask",
+    "Tile",
+    "aggregate_over",
     "here",
+    "hold",
     "resolve",
     "spawn",
+    "spread",
 ]

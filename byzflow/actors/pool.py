@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -48,6 +48,7 @@ class Worker:
     capabilities: frozenset[str] = frozenset()
     backend: Backend | None = None
     restarts: int = 0
+    died: bool = False  # as who used it by `together` found out
 
     def fits(self, subtask: SubTask) -> bool:
         """If the subtask's affinity, a capability or a name, is this worker's."""
@@ -83,6 +84,11 @@ class ActorPool:
     def size(self) -> int:
         """Number of workers."""
         return len(self.workers)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it belongs to; None before it started."""
+        return self._loop
 
     async def start(self) -> None:
         """Start all workers; needless before `run_subtask`. If one does not come up, none stays."""
@@ -122,10 +128,7 @@ class ActorPool:
                 assert worker.backend is not None
                 result = await worker.backend.call(subtask.fn, subtask.args, subtask.kwargs)
             except WorkerDied as death:
-                replacing = asyncio.create_task(self._replace(worker))
-                self._replacing.add(replacing)
-                replacing.add_done_callback(self._replacing.discard)
-                await asyncio.shield(replacing)  # to its end, also if the caller is cancelled
+                await self._replaced(worker)
                 if attempt >= subtask.max_retries or self._closed:
                     raise WorkerDied(
                         f"{subtask.label} died with its worker {worker.name!r} ({death}); "
@@ -142,6 +145,31 @@ class ActorPool:
     async def run_many(self, subtasks: Iterable[SubTask], *, limit: int | None = None) -> list[Any]:
         """Results in order; on the first failure the others are cancelled and awaited, and it is raised."""
         return await fan_out(self.run_subtask, subtasks, limit or INFLIGHT * self.size)
+
+    @asynccontextmanager
+    async def together(self, names: Iterable[str], label: str) -> AsyncIterator[list[Worker]]:
+        """These workers at once, each free of other calls; one that is marked `died` is replaced in the end.
+
+        They are taken one by one in the pool's order, so that two that want the same ones never wait for each other.
+        Raises ActorError for a name that is not there, WorkerDied for a worker that is not replaced any more.
+        """
+        await self.start()
+        wanted = set(names)
+        if missing := sorted(wanted - self.workers.keys()):
+            raise ActorError(f"no worker {missing[0]!r} for {label}; the pool has: {', '.join(self.workers)}")
+        taken: list[Worker] = []
+        try:
+            for name in self.workers:
+                if name in wanted:
+                    taken.append(await self._acquire(SubTask(_nothing, affinity=name, require=True, name=label)))
+            yield taken
+        finally:
+            for worker in taken:
+                if not worker.died:
+                    self._release(worker)
+            for worker in taken:
+                if worker.died:
+                    await self._replaced(worker)
 
     async def open_channel(self, name: str) -> PoolChannel:
         """A channel that connects all workers of the pool."""
@@ -179,9 +207,16 @@ class ActorPool:
         await backend.start(worker.name, self.deliver)
         worker.backend, worker.capabilities = backend, backend.capabilities if given is None else frozenset(given)
 
+    async def _replaced(self, worker: Worker) -> None:
+        """Replace it, to the end also if the caller is cancelled."""
+        replacing = asyncio.create_task(self._replace(worker))
+        self._replacing.add(replacing)
+        replacing.add_done_callback(self._replacing.discard)
+        await asyncio.shield(replacing)
+
     async def _replace(self, worker: Worker) -> None:
         """A fresh worker in the place of a dead one; it stays empty once it was replaced too often."""
-        dead, worker.backend = worker.backend, None
+        dead, worker.backend, worker.died = worker.backend, None, False
         if dead is not None:
             await dead.close()
         if not self._closed and worker.restarts < self.max_restarts:
@@ -231,6 +266,10 @@ class ActorPool:
         for worker in self.workers.values():
             worker.backend = None
         await asyncio.gather(*(backend.close() for backend in backends), return_exceptions=True)
+
+
+def _nothing() -> None:
+    """What is called when a worker is only taken."""
 
 
 def _named(configs: Sequence[ActorPoolConfig]) -> Iterable[Worker]:

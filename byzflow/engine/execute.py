@@ -151,7 +151,7 @@ def execute(
         takes = ", ".join(sorted(operator.accepts)) or "no extras"
         raise ExtraError(f"{operator} does not take {name!r}; it takes {takes}")
     if rows.layout.total is not None:
-        _check_shards(operator)
+        check_shards(operator)
     first = operator.stages[0] if isinstance(operator, Chain) else operator
     if isinstance(first, CoordinateWise) and not isinstance(first, Mixing):
         return _by_column(first, rows, nonfinite, extras, audit)
@@ -161,7 +161,7 @@ def execute(
     return _by_gram(operator, rows, nonfinite, extras, audit)
 
 
-def _check_shards(operator: Operator) -> None:
+def check_shards(operator: Operator) -> None:
     """RowsError for what looks at whole rows; what looks at some coordinates is refused by its Gram."""
     for stage in operator.stages if isinstance(operator, Chain) else (operator,):
         if isinstance(stage, RowsOperator) or (isinstance(stage, Mixing) and type(stage).finish is not Mixing.finish):
@@ -369,7 +369,7 @@ def _restore(last: Operator, rows: AnyRows, answers: Sequence[Flat]) -> Any:
     if isinstance(last, Attack) and len(answers) == 1:
         copies = ([leaf.clone() for leaf in answers[0]] for _ in range(last.f - 1))
         answers = [answers[0], *copies][: last.f]
-    many = isinstance(last, PreAggregator | Attack)
+    many = isinstance(last, PreAggregator | Attack) or (isinstance(last, RowsOperator) and last.many)
     return rows.layout.restore_all(answers) if many else rows.layout.restore(list(answers[0]))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from types import TracebackType
@@ -27,6 +28,7 @@ from byzflow.gossip.defence import Defence
 from byzflow.gossip.door import Door, Run
 from byzflow.gossip.drive import drive
 from byzflow.gossip.effects import NodeId
+from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.pace import Pace
 from byzflow.gossip.performer import Performer, Seat, Told, ask
@@ -34,10 +36,12 @@ from byzflow.gossip.topology import Source, Topology, topology
 from byzflow.gossip.varying import Varying
 from byzflow.gossip.weights import metropolis_hastings
 from byzflow.gossip.witness import Witness
+from byzflow.graph.subtask import Pool
 from byzflow.operators import Operator
 
 SERVER = "server"
 GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
+BEHIND = 16  # rounds that a worker of a star may be late before it is lost
 STEPS = {
     "gradients": ("honest_gradient_for_next_batch", "apply_server_gradient"),
     "updates": ("local_update", "apply_server_update"),
@@ -69,6 +73,9 @@ class Federation:
     min_nodes : below so many live training nodes the run stops.
     exchange : what workers of a star send: gradients, or the updates of several local steps.
     server : the centre's own model, an object with `apply_server_gradient`, where it has one.
+    update_byzantines : whether Byzantine nodes are given what comes of a round, too.
+    weights : how much each sender counts in rules that take `sample_weights`, such as its samples; 1 where not said.
+    actor_pool : on whose workers the centre's rule is computed; here without one, which is as fast on one host.
     evaluate_every : rounds between evaluations; 0 for none.
     compare_digests : whether a star compares the nodes' `digest()` after each round, where they have one.
     sinks : called with each round's report.
@@ -102,6 +109,9 @@ class Federation:
         seed: int = 0,
         exchange: Literal["gradients", "updates"] = "gradients",
         server: Any = None,
+        update_byzantines: bool = True,
+        weights: Mapping[NodeId, float] | None = None,
+        actor_pool: Pool | None = None,
         evaluate_every: int = 1,
         compare_digests: bool = True,
         sinks: Sequence[Sink] = (),
@@ -121,7 +131,10 @@ class Federation:
         }
         if unknown := [str(id) for id in {*byzantine, *(roles or {})} if id not in given]:
             raise FederationError(f"no node {', '.join(unknown)}; there are {', '.join(map(str, given))}")
-        self.centre = SERVER if topology == "star" else None
+        self.centre = SERVER if isinstance(topology, str) and topology == "star" else None
+        self.update_byzantines, self.weights, self.actor_pool = update_byzantines, dict(weights or {}), actor_pool
+        if strangers := [str(id) for id in self.weights if id not in given]:
+            raise FederationError(f"weights are of nodes that are not there: {', '.join(strangers)}")
         self.history = History()
         if exchange not in ("gradients", "updates"):
             raise FederationError(f"exchange is 'gradients' or 'updates', got {exchange!r}")
@@ -132,7 +145,7 @@ class Federation:
         graph = (
             Topology((SERVER, *ids), tuple((SERVER, id) for id in ids)) if self.centre else _graph(topology, ids, seed)
         )
-        self.network = LocalNetwork(graph)
+        self.network = LocalNetwork(graph, BEHIND if self.centre else AHEAD)
         self.shared = Run(
             lambda: self.network.topology,
             frozenset(member.id for member in self.members.values() if member.trains()),
@@ -145,7 +158,8 @@ class Federation:
         )
         self._defence, self._f = defence, f
         Defence(defence, f)
-        self.pace = Pace()
+        self.pace = Pace(skips=self.centre is None)
+        self._late: dict[int, set[NodeId]] = {}
         self.witness = Witness()
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._performers: dict[NodeId, Performer] = {}
@@ -253,7 +267,7 @@ class Federation:
         done = len(self.history)
         await self.supervisor.keep(self.members.values(), done)
         for member in self.members.values():
-            if not member.lost:
+            if member.here:
                 self.begin(member, done)
         if self.centre:
             self.begin(Member(SERVER, self.server or _NoModel()), done)
@@ -261,7 +275,7 @@ class Federation:
     def begin(self, member: Member, done: int) -> None:
         """Let a member's program begin, after so many rounds."""
         aggregates = member.id == SERVER or not self.centre
-        defence = Defence(self._defence, self._f) if aggregates else None
+        defence = self._rule() if aggregates else None
         if defence is not None:
             defence.state = self._remembered.pop(member.id, {})
         member.performer = Performer(
@@ -271,8 +285,9 @@ class Federation:
             self.pace,
             defence if member.performer is None else member.performer.defence,
             self.witness,
-            lambda told: self._told.setdefault(told.round, []).append(told),
+            self._hear,
             self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
+            self.actor_pool,
             self._weights if not self.centre else None,
             limit=self.supervisor.policy.call_timeout,
             again=member.mortal,
@@ -294,8 +309,13 @@ class Federation:
             await self._churn.settle()
             await self._checked()
             number, began = len(self.history), time.perf_counter()
+            self._late[number] = set()
             await self.pace.allow(number + 1)
-            await self.pace.finished(number, self._tasks)
+            await self.pace.finished(number, _Punctual(self._tasks, self._late[number]))
+            if self.centre is None:  # a late peer leaves out what is over; a late worker catches up on every step
+                for late in self._late[number]:
+                    self.network.mailbox(late).begin(number + 1)
+            del self._late[number]
             await self._checked()
             report = await self._report(number, time.perf_counter() - began)
             await self.supervisor.keep(self.members.values(), number + 1)
@@ -398,7 +418,8 @@ class Federation:
 
     def _seat(self, member: Member) -> Seat:
         train, take = STEPS[self.exchange if self.centre else "models"]
-        return Seat(member.id, member.node, train, take, member.byzantine, self._liars)
+        ignored = member.byzantine and not self.update_byzantines
+        return Seat(member.id, member.node, train, None if ignored else take, member.byzantine, self._liars)
 
     async def _live(self, member: Member) -> None:
         """Run a node's program to its end, whatever befalls the node."""
@@ -419,11 +440,29 @@ class Federation:
         except WorkerDied as death:
             await self._lose(member, str(death))
         except QuorumLost as error:
-            await self._fail(error)
+            if self.centre and member.id != SERVER:  # it fell so far behind that it cannot catch up
+                await self._lose(member, str(error))
+            else:
+                await self._fail(error)
         except Exception as error:
             await self._fail(FederationError(f"node {member.id}: {one_line(error)}"))
         finally:
             await self.pace.leave([member.id])
+
+    def _rule(self) -> Defence:
+        defence = Defence(self._defence, self._f)
+        defence.sample_weights = self.weights
+        return defence
+
+    def _hear(self, told: Told) -> None:
+        """What happened at a node. Who was late for a round is not waited for at its end."""
+        if told.round < len(self.history):
+            if not told.error:
+                return
+            told = replace(told, round=len(self.history))  # a late node's errors count where they can be seen
+        self._told.setdefault(told.round, []).append(told)
+        if told.heard is not None and told.round in self._late:
+            self._late[told.round] |= set(told.heard.silent)
 
     async def _lose(self, member: Member, why: str) -> None:
         """A node is gone for good; the others go on while they are enough."""
@@ -466,10 +505,11 @@ class Federation:
         rejected = {sender: why for verdict in verdicts for sender, why in verdict.rejected.items()}
         missing = {sender: None for verdict in verdicts for sender in verdict.missing}
         alive = [member for member in self.members.values() if member.here]
+        there = [member for member in alive if self.pace.at.get(member.id, number + 1) > number]
         metrics: dict[str, float] = {}
         if self.evaluate_every and (number + 1) % self.evaluate_every == 0:
-            metrics = await self._evaluate(alive, number)
-        digests = await self.digests(number) if self.compare_digests and self.centre else {}
+            metrics = await self._evaluate(there, number)
+        digests = await self.digests(number, there) if self.compare_digests and self.centre else {}
         events, self.supervisor.events = self.supervisor.events, {}
         return RoundReport(
             number,
@@ -493,16 +533,32 @@ class Federation:
         names = dict.fromkeys(name for answer in answers for name in answer)
         return {name: median(answer[name] for answer in answers if name in answer) for name in names}
 
-    async def digests(self, number: int) -> dict[str, tuple[NodeId, ...]]:
+    async def digests(self, number: int, among: Sequence[Member] | None = None) -> dict[str, tuple[NodeId, ...]]:
         """Which honest nodes have which model after this round."""
-        members = [member for member in self.members.values() if member.here and not member.byzantine]
-        holders = [member for member in members if _can(member.node, "digest")]
+        members = self.members.values() if among is None else among
+        holders = [m for m in members if m.here and not m.byzantine and _can(m.node, "digest")]
         asked = (self.supervisor.ask(member, "digest", number) for member in holders)
         found: dict[str, tuple[NodeId, ...]] = {}
         for member, digest in zip(holders, await asyncio.gather(*asked), strict=True):
-            if digest is not None:
+            if digest:
                 found[digest] = (*found.get(digest, ()), member.id)
         return found
+
+
+class _Punctual(Collection[NodeId]):
+    """Those whom the end of a round waits for: all but the late, of whom there may be more while it is waited."""
+
+    def __init__(self, nodes: Collection[NodeId], late: Collection[NodeId]) -> None:
+        self._nodes, self._late = nodes, late
+
+    def __iter__(self) -> Iterator[NodeId]:
+        return (node for node in self._nodes if node not in self._late)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes and node not in self._late
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class _NoModel:

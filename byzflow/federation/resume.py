@@ -26,9 +26,9 @@ async def collect(federation: Federation) -> dict[str, Any]:
     nodes = {}
     for member in federation.members.values():
         version, state = supervisor.kept.get(member.id, (-1, None))
-        if version != done:
+        if version != done and supervisor.done(member, done):  # else it is late, and amid another round
             state = await supervisor.reach(member, supervisor.state_of, done - 1)
-        if state is not None:
+        if state is not None and supervisor.done(member, done):
             nodes[json.dumps(member.id)] = state
     server = await supervisor.state_of(federation.server) if federation.server is not None else None
     graph = federation.topology
@@ -64,8 +64,11 @@ async def restore(federation: Federation, saved: Mapping[str, Any]) -> None:
             await member.virtual.aclose()
         federation.network.lose(id)
         await federation.witness.gone(id)
-    for key, state in saved["nodes"].items():
-        await federation.supervisor.give_state(federation.members[json.loads(key)].node, state)
+    for member in federation.members.values():
+        if (state := saved["nodes"].get(json.dumps(member.id))) is not None:
+            await federation.supervisor.give_state(member.node, state)
+        else:  # it was late, or has none
+            member.away = not member.lost
     if federation.server is not None and saved["server"]:
         await federation.supervisor.give_state(federation.server, saved["server"])
     federation.remember({json.loads(key): unpacked(state) for key, state in saved["memory"].items()})
