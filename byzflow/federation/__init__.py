@@ -7,4 +7,8 @@ optimizer, evaluation, randomness
 nodes, learner_node                 what takes part: honest nodes and Byzantine ones
 federation                          nodes, a graph and a defence, run by rounds
 report                              what a round was like
+
+nodes_file, remote, presence        nodes that are processes: their file, what all make of it, who is there
+remote_server, centre,              the processes themselves
+remote_worker, remote_peer
 """

@@ -51,7 +51,7 @@ def test_the_same_nodes_come_to_the_same_models_as_in_one_process(topology: str)
     nodes: dict[Any, Any] = {each.id: made.node(each, "honest") for each in made.members}
     Federation(nodes, topology, made.rule, quorum=made.quorum, evaluate_every=0).train(5)
     assert [each.digest for each in outcomes] == [node.digest() for node in nodes.values()]
-    assert len({each.digest for each in outcomes}) > 1  # each has a model of its own
+    assert len({each.digest for each in outcomes}) == (1 if topology == "full" else 4)
 
 
 def test_it_learns_beside_an_attacker() -> None:
@@ -61,7 +61,7 @@ def test_it_learns_beside_an_attacker() -> None:
 
 
 def test_one_that_is_killed_stops_nobody_and_started_again_it_catches_up() -> None:
-    made = network(honest=4, rounds=300, evaluate_every=0)
+    made = network(honest=4, rounds=120, evaluate_every=0)
 
     async def main() -> None:
         said: list[str] = []
@@ -80,7 +80,7 @@ def test_one_that_is_killed_stops_nobody_and_started_again_it_catches_up() -> No
             outcome, *others = await asyncio.gather(again.run(), *tasks[:3])
         assert any("rounds behind 2 neighbours" in line for line in said)
         assert again.history[0].round >= 38
-        assert again.history[-1].round == 299
+        assert again.history[-1].round == 119
         assert outcome.metrics["accuracy"] > 0.8
         assert outcome.metrics["loss"] == pytest.approx(others[0].metrics["loss"], rel=0.1)
 
