@@ -14,6 +14,8 @@
     flower_round  `python -m benchmarks.flower_round`: that run, of a Flower server's step alone
     flower_step  a Flower server's step, from the replies to the model
     machine     what it ran on
+    transport   `python -m benchmarks.transport`: arrays between two processes, see docs/transport.md
+    echo        the two ends of an echo; echo_ours and echo_peers are those that take part
     plot        time by d and by n, with fitted slopes
 
 See docs/performance.md.

@@ -36,7 +36,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operator: str
     inputs: dict[str, str]  # sender -> digest, by sender
     output: str
-    extras: dict[str, str] = {}  # further arrays that the operator took, such as a centre
+    extras: dict[str, str | int] = {}  # what else the operator took: a centre's digest, the round's number
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Ledger:
             str(operator),
             {sender: self._noted(inputs[sender]) for sender in sorted(inputs)},
             digest(output),
-            {name: self._noted(value) for name, value in (extras or {}).items()},
+            {name: value if isinstance(value, int) else self._noted(value) for name, value in (extras or {}).items()},
         )
         self._out.write(msgspec.json.encode(entry) + b"\n")
         self._out.flush()
@@ -188,7 +188,10 @@ def _differs(entry: Entry, folder: Path) -> str:
         return "the senders are not in order"
     try:
         rows = [_kept(folder, mark, f"the input of {sender!r}") for sender, mark in entry.inputs.items()]
-        extras = {name: _kept(folder, mark, f"the extra {name!r}") for name, mark in entry.extras.items()}
+        extras: dict[str, Any] = {
+            name: value if isinstance(value, int) else _kept(folder, value, f"the extra {name!r}")
+            for name, value in entry.extras.items()
+        }
         again = digest(aggregate(entry.operator, rows, **extras))
     except ByzflowError as error:
         return str(error)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from byzflow.actors.buffers import Buffers
 from byzflow.actors.keys import fingerprint
 from byzflow.actors.link import Frame, Link
 from byzflow.actors.peer import Budget
@@ -21,6 +22,7 @@ WAITING = 8  # frames that may wait to be taken; then the other end has to
 BEAT = 5.0  # seconds between signs of life
 DEAD = 15.0  # seconds without any byte, or with one frame that does not come to its end at SLOWEST
 SLOWEST = 1 << 16  # bytes a second at which a frame has to come in
+BUFFERS = Buffers()
 
 
 class SocketLink(Link, asyncio.BufferedProtocol):
@@ -202,7 +204,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     def _begin_body(self) -> None:
         self._held += self._body_length
-        self._body = np.empty(self._body_length, np.uint8)
+        self._body = BUFFERS.take(self._body_length)
         self._expect("body", self._body.data)
 
     def _room(self) -> None:

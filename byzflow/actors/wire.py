@@ -14,6 +14,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -123,24 +124,28 @@ def read_header(data: bytes | memoryview, body: int, limits: Limits) -> Header:
 def decode(header: Header, body: np.ndarray[Any, Any]) -> Frame:
     """The frame; its arrays lie in `body`, which is not copied. Raises WireError."""
     offsets, _ = places([array.nbytes for array in header.arrays])
-    arrays: list[Any] = []
-
-    def extension(code: int, data: memoryview) -> Any:
-        if code == ARRAY:
-            return arrays[int.from_bytes(data, "big")]
-        if code in (TUPLE, MAPPING):
-            inner = msgspec.msgpack.decode(data, ext_hook=extension)
-            return tuple(inner) if code == TUPLE else dict(inner)
-        raise WireError(f"extension {code} is not known")
-
     try:
-        arrays += [_array(each, body[at : at + each.nbytes]) for each, at in zip(header.arrays, offsets, strict=True)]
-        value = msgspec.msgpack.decode(header.value, ext_hook=extension)
+        arrays = [_array(each, body[at : at + each.nbytes]) for each, at in zip(header.arrays, offsets, strict=True)]
+        value = _value(header.value, arrays)
     except WireError:
         raise
     except Exception as error:
         raise WireError(f"a value that does not read: {type(error).__name__}") from None
     return Frame(header.kind, header.number, value)
+
+
+def _value(data: Any, arrays: list[Any]) -> Any:
+    """What `_plain` made plain. No closure that knows itself: it would keep the arrays until the collector comes."""
+    return msgspec.msgpack.decode(data, ext_hook=partial(_extension, arrays))
+
+
+def _extension(arrays: list[Any], code: int, data: memoryview) -> Any:
+    if code == ARRAY:
+        return arrays[int.from_bytes(data, "big")]
+    if code in (TUPLE, MAPPING):
+        inner = _value(data, arrays)
+        return tuple(inner) if code == TUPLE else dict(inner)
+    raise WireError(f"extension {code} is not known")
 
 
 def _plain(value: Any, arrays: list[Array], bodies: list[memoryview]) -> Any:

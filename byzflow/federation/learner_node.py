@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +71,10 @@ class LearnerNode(HonestNode):
         x = self.learner.model.get()
         new, self._server_velocity = self._server_step(x, -update.to(x), self._server_velocity)
         self.learner.apply(new)
+
+    def set_lr(self, lr: float) -> None:
+        """Another step size, of all the learner's steps."""
+        self.learner.optimizer_step = replace(self.learner.optimizer_step, lr=lr)
 
     def rejoin(self, round: int, model: Tensor, velocity: Tensor | None) -> None:
         """Go on as one who took part in all rounds before this: from its model and momentum, (d,), at its batch."""

@@ -248,9 +248,9 @@ class RemoteServer:
             missing,
             {each.node: each.error for each in told if each.error},
             digests,
-            "" if verdict is None else verdict.problem,
-            self._absent(missing),
-            self.presence.refusals(self.network, keep=True),
+            problem="" if verdict is None else verdict.problem,
+            absent=self._absent(missing),
+            refused=self.presence.refusals(self.network, keep=True),
         )
         self.history.rounds.append(report)
         for sink in self.sinks:

@@ -86,7 +86,7 @@ class VirtualNode:
                     if callable(getattr(handle, "build", None)):
                         await ask(handle, "build")
                 except BaseException:
-                    await _end(handle)
+                    await self.end(handle)
                     raise
                 self.handle = handle
         return self.handle
@@ -94,7 +94,20 @@ class VirtualNode:
     async def aclose(self) -> None:
         """End the node, and its worker if it has one of its own; `build` makes a new one. May be called twice."""
         handle, self.handle = self.handle, None
-        await _end(handle)
+        await self.end(handle)
+
+    async def end(self, handle: Any, dead: bool = False) -> None:
+        """End a handle that was built here; of a `dead` one, the worker that many share ends too."""
+        if isinstance(handle, ActorRef):
+            if self._pool is not None:
+                await self._pool.end(handle, dead)
+            else:
+                await handle.aclose()
+
+    def placed(self, pool: Workers) -> None:
+        """Live on these workers, if no other place was chosen."""
+        if self._backend == INLINE and self._pool is None:
+            self._pool = pool
 
     async def _make(self, bundle_idx: int | None, placement_group: Any) -> Any:
         if self._pool is not None:
@@ -115,8 +128,3 @@ def _parameters(template: Any) -> frozenset[str]:
         return frozenset(inspect.signature(template).parameters) - {"args", "kwargs"}
     except (TypeError, ValueError):
         return frozenset()
-
-
-async def _end(handle: Any) -> None:
-    if isinstance(handle, ActorRef):
-        await handle.aclose()

@@ -28,7 +28,8 @@ class Workers:
         self._backend, self._options = backend, options
         self._places: list[Backend | None] = [None] * count
         self.nodes = [0] * count
-        """How many nodes were made on each worker that is up."""
+        """How many nodes live on each worker."""
+        self._where: dict[ActorRef, tuple[int, Backend]] = {}
         self._starting = [asyncio.Lock() for _ in range(count)]
 
     def __len__(self) -> int:
@@ -41,13 +42,23 @@ class Workers:
         try:
             worker = await self._worker(place)
             try:
-                return await spawn(template, *args, backend=worker, **kwargs)
+                made = await spawn(template, *args, backend=worker, **kwargs)
             except WorkerDied:  # long ago perhaps, and nobody noticed
                 await self._bury(place, worker)
-                return await spawn(template, *args, backend=await self._worker(place), **kwargs)
+                worker = await self._worker(place)
+                made = await spawn(template, *args, backend=worker, **kwargs)
         except BaseException:
             self.nodes[place] -= 1
             raise
+        self._where[made] = place, worker
+        return made
+
+    async def end(self, node: ActorRef, dead: bool = False) -> None:
+        """Forget a node; if its worker is `dead`, or hangs, that ends too. No error for one that is gone."""
+        if node in self._where:
+            place, worker = self._where.pop(node)
+            self.nodes[place] -= 1
+            await (self._bury(place, worker) if dead else node.aclose())
 
     async def close(self) -> None:
         """End all workers, and with them their nodes. May be called twice."""
@@ -74,5 +85,4 @@ class Workers:
         async with self._starting[place]:
             if self._places[place] is worker:
                 self._places[place] = None
-                self.nodes[place] = 0
         await worker.close()

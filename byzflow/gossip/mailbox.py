@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from byzflow.errors import MessageTimeout, QuorumLost, Stopped
+from byzflow.errors import MailboxFull, MessageTimeout, QuorumLost, Stopped
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.gossip.envelope import Envelope
 
@@ -122,6 +122,7 @@ class Mailbox:
                     {sender: taken[sender].value for sender in present},
                     tuple(sender for sender in senders if sender not in present),
                     {sender: came[sender] for sender in present},
+                    tuple(awaited),
                 )
             if patience is not None and now >= patience:
                 raise QuorumLost(
@@ -142,10 +143,26 @@ class Mailbox:
             for envelope in self._loose:
                 if type in (None, envelope.type):
                     self._loose.remove(envelope)
+                    self._wake()  # there is room
                     return envelope
             left = None if end is None else end - loop.time()
             if left is not None and left <= 0:
                 raise MessageTimeout(f"no message {type or 'at all'!r} came within {timeout:g} s")
+            await self._wait(left)
+
+    async def room(self, sender: NodeId, timeout: float | None = None) -> None:
+        """Until a message of this sender outside of rounds would be kept. Raises MailboxFull, and Stopped."""
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        while True:
+            self._changed.clear()
+            if self._stopped:
+                raise Stopped("the receiver was stopped")
+            if sum(other.sender == sender for other in self._loose) < LOOSE:
+                return
+            left = None if end is None else end - loop.time()
+            if left is not None and left <= 0:
+                raise MailboxFull(f"{LOOSE} messages of {sender} wait to be taken, and none was within {timeout:g} s")
             await self._wait(left)
 
     def _fault(self, envelope: Envelope) -> str | None:

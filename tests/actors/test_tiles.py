@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import threading
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ import byzflow
 from byzflow.actors import ActorPool, ActorPoolConfig, SubTask
 from byzflow.actors.conformance import echo
 from byzflow.actors.process import ProcessBackend
-from byzflow.actors.tcp import ActorServer
+from byzflow.actors.tcp import ActorServer, TcpBackend
 from byzflow.actors.tile import Tile
 from byzflow.actors.tiles import HeldRows, aggregate_over, hold, spread
 from byzflow.errors import ActorError, NonFiniteRows, NotEnoughSenders, RowsError, UnknownOperator, WorkerDied
@@ -324,6 +327,41 @@ def test_a_cancelled_call_leaves_nothing_waiting(kind: str) -> None:
                 await pool.shutdown()
                 with pytest.raises(WorkerDied):
                     await running
+
+    asyncio.run(main())
+
+
+def waiting_for_a_sum() -> int:
+    """Threads of workers in which an operator waits."""
+    frames = sys._current_frames()
+    return sum(
+        any(f.name == "total" for f in traceback.extract_stack(frames[thread.ident]))
+        for thread in threading.enumerate()
+        if thread.ident in frames and thread.name.startswith("byzflow-")
+    )
+
+
+def test_an_owner_that_goes_leaves_no_thread_behind() -> None:
+    async def main() -> None:
+        async with ActorServer("tcp://127.0.0.1:0", allow={"byzflow.actors.tile:Tile": Tile}) as server:
+            worker = TcpBackend(server.host, server.port)
+            await worker.start("w")
+            number, _ = await worker.create(Tile, (normal(9, 40),), {})
+            running = asyncio.create_task(worker.invoke(number, "run", ("krum(f=2)", "reject", False, {}, {}), {}))
+            await asyncio.sleep(0)  # it is asked first
+            part = await worker.invoke(number, "turn", (None,), {})
+            assert part.shape == (10 * 10 + 9,)  # a Gram with its origin, and which rows are not finite
+            with pytest.raises(ActorError, match="runs on this tile already"):
+                await worker.invoke(number, "run", ("median", "reject", False, {}, {}), {})
+            assert waiting_for_a_sum() == 1
+            await worker.close()
+            with pytest.raises(WorkerDied):
+                await running
+            for _ in range(100):
+                if not waiting_for_a_sum():
+                    return
+                await asyncio.sleep(0.02)
+            raise AssertionError("an operator still waits for a sum")
 
     asyncio.run(main())
 

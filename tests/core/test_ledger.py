@@ -79,6 +79,9 @@ def test_state_dicts_and_extras(tmp_path: Path) -> None:
         spec = "centered_clipping(tau=1.0)"
         output = byzflow.aggregate(spec, list(rows.values()), center=centre)
         ledger.record(1, spec, rows, output, {"center": centre})
+        spec = "bucketing(s=2, seed=7) | median"  # draws by its seed and the round
+        output = byzflow.aggregate(spec, list(rows.values()), round=2)
+        ledger.record(2, spec, rows, output, {"round": 2})
     assert check(tmp_path / "a.jsonl", tmp_path / "inputs") == []
 
 
