@@ -22,6 +22,7 @@ from byzflow.federation.partitions import hold_out, partition
 from byzflow.federation.randomness import random_numbers
 from byzflow.federation.report import Sink
 from byzflow.gossip.defence import Defence
+from byzflow.gossip.effects import NodeId
 from byzflow.gossip.topology import Topology, topology
 from byzflow.gossip.varying import Varying
 
@@ -105,11 +106,13 @@ def at(key: str) -> Iterator[None]:
         raise SpecError(f"{key}: {error}") from error
 
 
-def _roles(config: Config) -> dict[int, str]:
+def _roles(config: Config) -> dict[NodeId, str]:
     given, count = config.nodes.roles, config.nodes.count
     if isinstance(given, Mapping) and (strangers := [node for node in given if not 0 <= node < count]):
         raise SpecError(f"nodes.roles: no node {strangers[0]}: ids are 0 to {count - 1}")
-    roles = {node: given if isinstance(given, str) else given.get(node, "train-eval") for node in range(count)}
+    roles: dict[NodeId, str] = {
+        node: given if isinstance(given, str) else given.get(node, "train-eval") for node in range(count)
+    }
     for role in roles.values():
         for word in role.split("-"):
             if word not in ROLES:
@@ -155,7 +158,7 @@ def _nodes(config: Config, liars: Sequence[int], step: str) -> list[Any]:
     chosen = {name: value for name in PARTITION if (value := getattr(data, name)) is not None}
     with at("data.partition"):
         parts = partition(data.partition, split.train_y, len(learners), seed=seed, **chosen)
-        tested = [None] * len(parts)
+        tested: list[Any] = [None] * len(parts)
         if data.own_test is not None:
             parts, tested = hold_out(parts, data.own_test, seed=seed)
     made: dict[int, LearnerNode] = {}
@@ -180,7 +183,8 @@ def _nodes(config: Config, liars: Sequence[int], step: str) -> list[Any]:
                 prox_mu=training.prox_mu,
                 seed=seed + node,
             )
-    return [AttackNode(attack, made.get(node), step) if node in liars else made[node] for node in range(config.nodes.count)]  # fmt: skip  # noqa: E501
+    every = range(config.nodes.count)
+    return [AttackNode(attack, made.get(node), step) if node in liars else made[node] for node in every]
 
 
 def _model(config: Config, split: datasets.Split) -> nn.Module:

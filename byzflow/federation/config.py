@@ -23,7 +23,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One table of the file."""
 
 
-class FederationSection(Section):
+class FederationSection(Section, frozen=True):
     """Who hears whom, and how the rounds go."""
 
     schema: Annotated[str, Meta(description="star, ring, mesh, k_regular, cluster, custom, or a registered one")] = ""
@@ -43,7 +43,7 @@ class FederationSection(Section):
     min_nodes: Annotated[int, Meta(ge=1, description="below so many live training nodes the run stops")] = 1
 
 
-class NodesSection(Section):
+class NodesSection(Section, frozen=True):
     """Who takes part."""
 
     count: Annotated[int, Meta(ge=2, le=10_000, description="nodes, Byzantine ones included")] = 10
@@ -57,7 +57,7 @@ class NodesSection(Section):
     ] = "train-eval"
 
 
-class DataSection(Section):
+class DataSection(Section, frozen=True):
     """Which data, and who has which of it."""
 
     name: Annotated[str, Meta(description="digits, synthetic, mnist, fashion_mnist or cifar10")] = "digits"
@@ -77,13 +77,13 @@ class DataSection(Section):
     spread: Annotated[float, Meta(gt=0, description="of synthetic: how far apart the classes are")] | None = None
 
 
-class ModelSection(Section):
+class ModelSection(Section, frozen=True):
     """What they learn."""
 
     name: Annotated[str, Meta(description="softmax, mlp, cnn, or module:attr, called without arguments")] = "mlp"
 
 
-class TrainingSection(Section):
+class TrainingSection(Section, frozen=True):
     """How a node learns."""
 
     lr: Annotated[float, Meta(gt=0, description="step size")] = 0.1
@@ -97,7 +97,7 @@ class TrainingSection(Section):
     server_momentum: Annotated[float, Meta(ge=0, lt=1, description="of the same step")] = 0.0
 
 
-class DefenceSection(Section):
+class DefenceSection(Section, frozen=True):
     """What is made of the vectors that come."""
 
     rule: Annotated[str, Meta(description="a rule or a chain, such as nnm | trimmed_mean")] = "nnm | trimmed_mean"
@@ -107,7 +107,7 @@ class DefenceSection(Section):
     ) = None
 
 
-class AttackSection(Section):
+class AttackSection(Section, frozen=True):
     """What the Byzantine nodes send."""
 
     name: Annotated[str, Meta(description="an attack, such as sign_flip or alie(z=1.5)")] = "sign_flip"
@@ -116,14 +116,14 @@ class AttackSection(Section):
     ] = "omniscient"
 
 
-class MetricsSection(Section):
+class MetricsSection(Section, frozen=True):
     """What is measured, and where it goes."""
 
     file: Annotated[str, Meta(description="a .csv or .jsonl file, one line a round")] | None = None
     every: Annotated[int, Meta(ge=1, description="rounds between evaluations; the last one counts always")] = 1
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole file."""
 
     federation: FederationSection = FederationSection()
