@@ -6,6 +6,7 @@
     spec         reads "arc | nnm | trimmed_mean(f=2)"
     parameters   what the fields of an operator declare
     operators    the kinds of operator; Chain
+    custom       bases of your own, as functions of the rows
     ranks        what column rules are made of
     api          aggregate, attack
     catalogue    what is installed, as plain data

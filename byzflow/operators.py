@@ -155,6 +155,16 @@ class Operator:
         """As a call, with the audit: weights, rejected rows and the state for the next call."""
         return self.run(rows, nonfinite=nonfinite, audit=True, **extras)
 
+    def aggregate(self, rows: Any) -> Any:
+        """As a call."""
+        return self(rows)
+
+    def __rshift__(self, rest: Operator) -> Operator:
+        """`nnm >> median`: this, then the rest; a Chain where both are byzflow's own."""
+        from byzflow.custom import compose
+
+        return compose([self], rest)
+
     def run(self, rows: Any, *, nonfinite: Nonfinite, audit: bool = False, **extras: Any) -> Aggregation:
         """Execute on rows; the engine knows the kinds, so it is imported when the first call is made."""
         from byzflow.engine.execute import execute
@@ -207,6 +217,10 @@ class PreAggregator(Mixing):
         """As many rows as came in, unless a rule says otherwise."""
         return n
 
+    def pre_aggregate(self, rows: Any) -> list[Any]:
+        """As a call, in a list of m rows."""
+        return list(self(rows))
+
     def improve(self, rest: Bounds, n: int, f: int) -> Bounds:
         """The bounds of a chain of this and what follows, from those of what follows."""
         return Bounds(breakdown=rest.breakdown, note=f"nothing is proven for {self.name} in front of another rule")
@@ -235,6 +249,8 @@ class RowsOperator(Operator):
     """A rule that is neither: it sees the rows as they are."""
 
     kind: ClassVar[str] = "rows"
+    many: ClassVar[bool] = False
+    """If it gives rows on, not one result."""
 
     def produce(self, rows: AnyRows) -> list[Flat]:
         """The answers, each as flat leaves (see `Layout.empty`); extra vectors come as `Rows` of one, by keyword."""
@@ -261,6 +277,34 @@ class Attack(Operator):
     def made_for(self) -> int | None:
         """None: its f are rows that it makes."""
         return None
+
+    @property
+    def uses_honest_grads(self) -> bool:
+        """If `apply` needs the honest rows."""
+        return self.knowledge == "omniscient"
+
+    @property
+    def uses_base_grad(self) -> bool:
+        """If `apply` needs the attacker's own clean row."""
+        return self.knowledge != "omniscient"
+
+    @property
+    def uses_model_batch(self) -> bool:
+        """If `apply` needs a model and a batch."""
+        return False
+
+    def apply(
+        self, *, model: Any = None, x: Any = None, y: Any = None, honest_grads: Any = None, base_grad: Any = None
+    ) -> Any:
+        """One row: what the first attacker sends. Raises ExtraError if what it needs (see the flags) is not given."""
+        if self.uses_base_grad:
+            if base_grad is None:
+                raise ExtraError(f"{self} is made from the attacker's own row: pass base_grad=...")
+            rows = [base_grad] if honest_grads is None else honest_grads
+            return replace(self, f=1)(rows, own=[base_grad])[0]
+        if honest_grads is None:
+            raise ExtraError(f"{self} is made from the honest rows: pass honest_grads=...")
+        return (self if self.f else replace(self, f=1))(honest_grads)[0]
 
     def out_rows(self, n: int) -> int:
         """f rows, whatever comes in."""

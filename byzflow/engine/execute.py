@@ -369,7 +369,7 @@ def _restore(last: Operator, rows: AnyRows, answers: Sequence[Flat]) -> Any:
     if isinstance(last, Attack) and len(answers) == 1:
         copies = ([leaf.clone() for leaf in answers[0]] for _ in range(last.f - 1))
         answers = [answers[0], *copies][: last.f]
-    many = isinstance(last, PreAggregator | Attack)
+    many = isinstance(last, PreAggregator | Attack) or (isinstance(last, RowsOperator) and last.many)
     return rows.layout.restore_all(answers) if many else rows.layout.restore(list(answers[0]))
 
 

@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from byzflow.federation.federation import Federation, Member
+from byzflow.federation.federation import Federation
+from byzflow.federation.member import Member
 from byzflow.federation.report import RoundReport
 
 BARS = "▁▂▃▄▅▆▇█"

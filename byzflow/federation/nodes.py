@@ -58,6 +58,10 @@ class HonestNode(Node):
     lr: float = 0.05
     """Step size of `half_step`."""
 
+    def set_lr(self, lr: float) -> None:
+        """Another step size."""
+        self.lr = lr
+
     def local_update(self) -> Tensor:
         """(d,): how far several local steps lead, where a star exchanges updates."""
         raise FederationError(f"{type(self).__name__} needs local_update() where updates are exchanged")
@@ -108,6 +112,36 @@ class ByzantineNode(Node):
         """(d,): what the attacker at this place (from 0) of f sends to who hears these honest vectors."""
         return self.byzantine_gradient_for_next_batch(honest)
 
+    def half_lie(self, honest: Sequence[Tensor], place: int, f: int) -> Tensor | None:
+        """(d,): the same in gossip, where the vectors are models after their half steps."""
+        return self.lie(honest, place, f)
+
+
+class PoisonedNode(ByzantineNode):
+    """A participant that lies with its data alone: what it sends is honest work on batches that are not.
+
+    PoisonedNode(LearnerNode(module, (x, label_flip(y, classes=10)), lr=0.1))
+    """
+
+    def __init__(self, learner: HonestNode) -> None:
+        self.learner = learner
+
+    def byzantine_gradient(self, x: Tensor, y: Tensor, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
+        """The gradient on its next batch."""
+        return self.learner.honest_gradient_for_next_batch()
+
+    def half_lie(self, honest: Sequence[Tensor], place: int, f: int) -> Tensor | None:
+        """Its model after a half step."""
+        return self.learner.half_step()
+
+    def apply_server_gradient(self, gradient: Tensor) -> None:
+        """Its learner follows."""
+        self.learner.apply_server_gradient(gradient)
+
+    def adopt(self, model: Tensor) -> None:
+        """Its learner follows."""
+        self.learner.adopt(model)
+
 
 class AttackNode(ByzantineNode):
     """A participant that runs a registered attack, such as "alie" or "sign_flip(scale=4)", with all others of its kind.
@@ -122,6 +156,7 @@ class AttackNode(ByzantineNode):
             raise FederationError(f"{operator} is no attack; `byzflow list attacks` shows them")
         self.attack, self.learner = attack, learner
         self._step = step or "honest_gradient_for_next_batch"
+        self._lies = 0
 
     def byzantine_gradient(self, x: Tensor, y: Tensor, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
         """The attack on these honest vectors alone."""
@@ -132,16 +167,24 @@ class AttackNode(ByzantineNode):
 
     def lie(self, honest: Sequence[Tensor], place: int, f: int) -> Tensor | None:
         """Row `place` of the f rows of the attack; None if there is nothing to make it of."""
-        own: Tensor | None = None
-        if self.learner is not None and not honest:
-            own = getattr(self.learner, self._step)()
-            honest, place, f = [own], 0, 1
+        return self._lie(honest, place, f, self._step)
+
+    def half_lie(self, honest: Sequence[Tensor], place: int, f: int) -> Tensor | None:
+        """The same on models after half steps."""
+        return self._lie(honest, place, f, "half_step")
+
+    def _lie(self, honest: Sequence[Tensor], place: int, f: int, step: str) -> Tensor | None:
+        operator = parse(self.attack, f=f)
+        knows_own_alone = getattr(operator, "knowledge", "omniscient") != "omniscient"
+        if self.learner is not None and (knows_own_alone or not honest):
+            honest, place, f = [getattr(self.learner, step)()], 0, 1
+            operator = parse(self.attack, f=f)
         if not honest:
             return None
-        operator = parse(self.attack, f=f)
-        extras: dict[str, Any] = {}
-        if "own" in operator.accepts and getattr(operator, "knowledge", "omniscient") != "omniscient":
-            extras["own"] = list(honest)[:f]
+        extras: dict[str, Any] = {"own": list(honest)[:f]} if knows_own_alone else {}
+        if "round" in operator.accepts:
+            extras["round"] = self._lies  # new noise each time
+            self._lies += 1
         rows = operator(list(honest), **extras)
         lie: Tensor = rows[place if len(rows) > place else 0]
         return lie

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from byzflow import memory
 from byzflow.attendance import shrunk_for
+from byzflow.engine.report import Aggregation
 from byzflow.errors import NotEnoughSenders, RowsError, SpecError
 from byzflow.gossip.effects import Heard, NodeId
+from byzflow.graph.subtask import Pool, SubTask
 from byzflow.operators import Attack, Operator
 from byzflow.spec import parse
 
@@ -45,6 +47,8 @@ class Defence:
             raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
         self.audit = audit
         self.state: dict[str, Any] = {}
+        self.sample_weights: Mapping[NodeId, float] = {}
+        """How much each sender counts in a rule that takes it, such as by its samples; 1 where nothing is said."""
 
     @property
     def f(self) -> int:
@@ -63,21 +67,67 @@ class Defence:
         `weights` go to a rule that takes mixing weights, where a silent neighbour's is left out. `expected` is a
         vector of the right shape and dtype; without it those of most rows count as right.
         """
+        case = self._case(heard, own, weights, expected)
+        try:
+            return self._verdict(case, case.run(*case.call))
+        except (NotEnoughSenders, RowsError, SpecError) as problem:
+            return self._none(case, problem)
+
+    async def aggregate_on(
+        self,
+        pool: Pool,
+        heard: Heard,
+        own: tuple[NodeId, Any] | None = None,
+        weights: Mapping[NodeId, float] | None = None,
+    ) -> Verdict:
+        """The same, computed by a worker of the pool."""
+        case = self._case(heard, own, weights, None)
+        try:
+            return self._verdict(case, await pool.run_subtask(SubTask(case.run, case.call, name=str(self.operator))))
+        except (NotEnoughSenders, RowsError, SpecError) as problem:
+            return self._none(case, problem)
+
+    def _case(
+        self, heard: Heard, own: tuple[NodeId, Any] | None, weights: Mapping[NodeId, float] | None, expected: Any
+    ) -> _Case:
         given = ({own[0]: own[1]} if own is not None else {}) | dict(heard.values)
         rows, rejected = _alike(given, own[1] if own is not None else expected)
         senders = list(rows)
-        try:
-            operator = shrunk_for(self.operator, len(rows), len(rejected), len(heard.missing))
-            extras = memory.extras_for(self.state, senders)
-            if weights is not None and "weights" in operator.accepts:
-                extras["weights"] = torch.tensor([weights.get(each, 0.0) for each in senders], dtype=torch.float64)
-            result = operator.run(list(rows.values()), nonfinite="reject", audit=self.audit, **extras)
-        except (NotEnoughSenders, RowsError) as problem:
-            return Verdict(None, str(self.operator), rejected=rejected, missing=heard.missing, problem=str(problem))
-        self.state = memory.by_node(result.state, senders, self.state)
-        rejected |= {senders[place]: "NaN or Inf" for place in result.rejected}
-        shares = {} if result.weights is None else dict(zip(senders, result.weights.tolist(), strict=True))
-        return Verdict(result.value, result.operator, shares, rejected, heard.missing)
+        extras = memory.extras_for(self.state, senders)
+        if weights is not None and "weights" in self.operator.accepts:
+            extras["weights"] = torch.tensor([weights.get(each, 0.0) for each in senders], dtype=torch.float64)
+        if self.sample_weights and "sample_weights" in self.operator.accepts:
+            counts = [self.sample_weights.get(each, 1.0) for each in senders]
+            extras["sample_weights"] = torch.tensor(counts, dtype=torch.float64)
+        call = (self.operator, list(rows.values()), len(rejected), len(heard.missing), self.audit, extras)
+        return _Case(call, senders, rejected, heard.missing)
+
+    def _verdict(self, case: _Case, result: Aggregation) -> Verdict:
+        self.state = memory.by_node(result.state, case.senders, self.state)
+        rejected = case.rejected | {case.senders[place]: "NaN or Inf" for place in result.rejected}
+        shares = {} if result.weights is None else dict(zip(case.senders, result.weights.tolist(), strict=True))
+        return Verdict(result.value, result.operator, shares, rejected, case.missing)
+
+    def _none(self, case: _Case, problem: Exception) -> Verdict:
+        return Verdict(None, str(self.operator), rejected=case.rejected, missing=case.missing, problem=str(problem))
+
+
+def _run(
+    operator: Operator, rows: list[Tensor], rejected: int, missing: int, audit: bool, extras: dict[str, Any]
+) -> Aggregation:
+    """Where the rule is computed, here or on a worker."""
+    return shrunk_for(operator, len(rows), rejected, missing).run(rows, nonfinite="reject", audit=audit, **extras)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One aggregation before it is computed."""
+
+    call: tuple[Any, ...]
+    senders: list[NodeId]
+    rejected: dict[NodeId, str]
+    missing: tuple[NodeId, ...]
+    run: ClassVar[Callable[..., Aggregation]] = staticmethod(_run)
 
 
 def _alike(given: Mapping[NodeId, Any], right: Any) -> tuple[dict[NodeId, Tensor], dict[NodeId, str]]:

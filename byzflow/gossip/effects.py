@@ -83,6 +83,8 @@ class Heard:
     missing: tuple[NodeId, ...] = ()
     ages: dict[NodeId, float] = field(default_factory=dict)
     """Seconds that each value took to come."""
+    silent: tuple[NodeId, ...] = ()
+    """Of the missing, those who are late: they did not even say that they have nothing to say."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from byzflow.errors import MessageTimeout, QuorumLost, Stopped
+from byzflow.errors import MailboxFull, MessageTimeout, QuorumLost, Stopped
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.gossip.envelope import Envelope
 
@@ -30,6 +30,7 @@ class Mailbox:
         self._rounds: dict[tuple[str, int], dict[NodeId, Envelope]] = {}
         self._loose: deque[Envelope] = deque()
         self._down: set[NodeId] = set()
+        self._lost: set[NodeId] = set()
         self._changed = asyncio.Event()
         self._stopped = False
 
@@ -56,14 +57,29 @@ class Mailbox:
         for key in [key for key in self._rounds if key[1] < round]:
             del self._rounds[key]
 
+    def restart(self, round: int) -> None:
+        """Go on from this round, earlier or later: all that came for rounds is forgotten."""
+        self.round = round
+        self._rounds.clear()
+
+    def holds(self, type: str, round: int) -> bool:
+        """If a message of this type and round waits here."""
+        return bool(self._rounds.get((type, round)))
+
     def down(self, sender: NodeId) -> None:
         """Nobody needs to wait for this one."""
         self._down.add(sender)
         self._wake()
 
+    def lose(self, sender: NodeId) -> None:
+        """This one takes no part any more: nobody waits for it, and no quorum counts it."""
+        self._lost.add(sender)
+        self._wake()
+
     def up(self, sender: NodeId) -> None:
         """This one is there, again."""
         self._down.discard(sender)
+        self._lost.discard(sender)
         self._wake()
 
     def stop(self) -> None:
@@ -95,6 +111,8 @@ class Mailbox:
             now = loop.time() - began
             for sender in kept:
                 came.setdefault(sender, now)
+            if lost := [sender for sender in senders if sender in self._lost and sender not in kept]:
+                senders, quorum = [each for each in senders if each not in lost], quorum - len(lost)
             present = [sender for sender in senders if sender in kept and kept[sender].value is not None]
             awaited = [sender for sender in senders if sender not in kept and sender not in self._down]
             enough = len(present) >= quorum or all(sender in kept for sender in senders)
@@ -104,6 +122,7 @@ class Mailbox:
                     {sender: taken[sender].value for sender in present},
                     tuple(sender for sender in senders if sender not in present),
                     {sender: came[sender] for sender in present},
+                    tuple(awaited),
                 )
             if patience is not None and now >= patience:
                 raise QuorumLost(
@@ -124,10 +143,26 @@ class Mailbox:
             for envelope in self._loose:
                 if type in (None, envelope.type):
                     self._loose.remove(envelope)
+                    self._wake()  # there is room
                     return envelope
             left = None if end is None else end - loop.time()
             if left is not None and left <= 0:
                 raise MessageTimeout(f"no message {type or 'at all'!r} came within {timeout:g} s")
+            await self._wait(left)
+
+    async def room(self, sender: NodeId, timeout: float | None = None) -> None:
+        """Until a message of this sender outside of rounds would be kept. Raises MailboxFull, and Stopped."""
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        while True:
+            self._changed.clear()
+            if self._stopped:
+                raise Stopped("the receiver was stopped")
+            if sum(other.sender == sender for other in self._loose) < LOOSE:
+                return
+            left = None if end is None else end - loop.time()
+            if left is not None and left <= 0:
+                raise MailboxFull(f"{LOOSE} messages of {sender} wait to be taken, and none was within {timeout:g} s")
             await self._wait(left)
 
     def _fault(self, envelope: Envelope) -> str | None:

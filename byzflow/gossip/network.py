@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from byzflow.errors import FederationError, NotANeighbour
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.envelope import Envelope
-from byzflow.gossip.mailbox import Mailbox
+from byzflow.gossip.mailbox import AHEAD, Mailbox
 from byzflow.gossip.topology import Topology
 from byzflow.gossip.varying import Varying
 
@@ -44,16 +44,30 @@ class LocalNetwork:
     the graph of its receiver's moment. The supervisor is no node: what it sends reaches everyone.
     """
 
-    def __init__(self, topology: Topology | Varying) -> None:
-        self.topology = topology
+    def __init__(self, topology: Topology | Varying, ahead: int = AHEAD) -> None:
+        """`ahead`: rounds that a message may be before its receiver's own."""
+        self._topology, self.ahead = topology, ahead
         self.traffic = Traffic()
         self._mailboxes: dict[NodeId, Mailbox] = {}
+        self._lost: set[NodeId] = set()
         self._heard: dict[tuple[NodeId, int], frozenset[NodeId]] = {}
+
+    @property
+    def topology(self) -> Topology | Varying:
+        """Who may send to whom."""
+        return self._topology
+
+    @topology.setter
+    def topology(self, graph: Topology | Varying) -> None:
+        self._topology = graph
+        self._heard.clear()  # of another graph, which may have had the same version
 
     def mailbox(self, node: NodeId) -> Mailbox:
         """Made when it is first asked for."""
         if node not in self._mailboxes:
-            self._mailboxes[node] = Mailbox(lambda envelope: self._joined(envelope, node))
+            mailbox = self._mailboxes[node] = Mailbox(lambda envelope: self._joined(envelope, node), self.ahead)
+            for lost in self._lost:
+                mailbox.lose(lost)
         return self._mailboxes[node]
 
     async def send(self, sender: NodeId, to: Sequence[NodeId], type: str, value: Any, round: int | None) -> None:
@@ -64,6 +78,10 @@ class LocalNetwork:
         self.traffic.serialised += 1
         for receiver in to:
             self.deliver(receiver, envelope)
+
+    async def room(self, sender: NodeId, receiver: NodeId, timeout: float | None = None) -> None:
+        """Until the receiver has room for a message outside of rounds. Raises MailboxFull, and Stopped."""
+        await self.mailbox(receiver).room(sender, timeout)
 
     def graph(self, round: int | None) -> Topology:
         """Who may send to whom in a round."""
@@ -99,8 +117,15 @@ class LocalNetwork:
         for mailbox in self._mailboxes.values():
             mailbox.down(node)
 
+    def lose(self, node: NodeId) -> None:
+        """The node takes no part any more: nobody waits for it, and no quorum counts it."""
+        self._lost.add(node)
+        for mailbox in self._mailboxes.values():
+            mailbox.lose(node)
+
     def up(self, node: NodeId) -> None:
         """The node is there again."""
+        self._lost.discard(node)
         for mailbox in self._mailboxes.values():
             mailbox.up(node)
 

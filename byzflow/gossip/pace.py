@@ -11,10 +11,11 @@ from byzflow.gossip.effects import NodeId
 class Pace:
     """Belongs to one event loop. Nodes take their turns each for itself; none waits for another here."""
 
-    def __init__(self, allowed: int = 0) -> None:
-        """Rounds 0 to `allowed` - 1 may begin at once."""
-        self.allowed = allowed
+    def __init__(self, allowed: int = 0, skips: bool = False) -> None:
+        """Rounds 0 to `allowed` - 1 may begin at once. With `skips` a late node leaves out rounds that are over."""
+        self.allowed, self.skips = allowed, skips
         self.at: dict[NodeId, int] = {}  # the round that each node is in, or waits for
+        self.over = 0  # rounds that the owner waits for no more
         self._stopped = False
         self._changed = asyncio.Condition()
 
@@ -31,6 +32,8 @@ class Pace:
         """The node's next round, once it may begin; None when there is none. What came before is then finished."""
         async with self._changed:
             self.at[node] = round = self.at.get(node, -1) + 1
+            if self.skips and round < self.over:
+                self.at[node] = round = self.over
             self._changed.notify_all()
             await self._changed.wait_for(lambda: self._stopped or self.allowed > self.at[node])
             return None if self._stopped else self.at.get(node, round)
@@ -65,3 +68,4 @@ class Pace:
             await self._changed.wait_for(
                 lambda: self._stopped or all(self.at.get(node, round + 1) > round for node in waiting)
             )
+            self.over = max(self.over, round + 1)

@@ -9,9 +9,13 @@ from byzflow.errors import GraphError
 from byzflow.graph.operator import OpContext, Operator
 from byzflow.graph.subtask import Pool
 
+OF_AN_ATTACK = {"model", "x", "y", "honest_grads", "base_grad"}
+
 
 class RobustOp(Operator):
     """An aggregator, pre-aggregator or attack. Its rows are the first input of the node, the others its extras.
+
+    An attack whose inputs are all named as those of `Attack.apply` gives the one row of one attacker.
 
     The engine runs it on threads of its own, which is as fast as a pool on the same host; the pool is left to
     steps that it speeds up. With `spread`, each worker of the pool runs it on its share of the coordinates.
@@ -49,6 +53,8 @@ class RobustOp(Operator):
 
     def compute(self, inputs: Mapping[str, Any], *, context: OpContext) -> Any:
         """The rows aggregated, mixed, or attacked. Raises GraphError without an input."""
+        if inputs and inputs.keys() <= OF_AN_ATTACK and hasattr(self.operator, "apply"):
+            return self.operator.apply(**inputs)
         rows, extras = self._rows(inputs, context)
         return self.operator(rows, **extras)
 

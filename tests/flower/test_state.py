@@ -9,8 +9,8 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 
 from byzflow.errors import ByzflowError
-from byzflow_flower import Robust
 from byzflow.memory import ByNode
+from byzflow_flower import Robust
 from tests.flower.federation import CLIENTS, grid, initial, numpy, train
 from tests.flower.test_robust import Losing
 
