@@ -55,6 +55,11 @@ class NodesSection(Section, frozen=True):
         str | dict[int, str],
         Meta(description="train, eval, test or several joined by '-', of all nodes, or by id"),
     ] = "train-eval"
+    backend: Annotated[str, Meta(description="where they live: inline, thread:, process:, ray: or tcp://host:port")] = (
+        "inline"
+    )
+    workers: Annotated[int, Meta(ge=1, description="that the nodes share; one each unless said")] | None = None
+    max_restarts: Annotated[int, Meta(ge=0, description="how often a node is made again when its worker dies")] = 3
 
 
 class DataSection(Section, frozen=True):
@@ -105,6 +110,9 @@ class DefenceSection(Section, frozen=True):
         Annotated[int, Meta(ge=0, description="liars to bear of those that a node hears; as many as lie unless said")]
         | None
     ) = None
+    sample_weights: Annotated[
+        bool, Meta(description="whether nodes count by their samples, twice the median at most, in rules such as mean")
+    ] = False
 
 
 class AttackSection(Section, frozen=True):
@@ -166,7 +174,7 @@ def plain(path: str | Path, overrides: Iterable[str] = (), note: Note = warnings
         key, equals, value = override.partition("=")
         if not equals:
             raise SpecError(f"--set {override}: write key=value, such as nodes.byzantine=2")
-        put(data, key.strip(), value_of(value.strip()), "--set")
+        put(data, key.strip(), value_of(key.strip(), value.strip()), "--set")
     return data
 
 
@@ -191,7 +199,7 @@ def sweep(
         key, equals, text = each.partition("=")
         if not equals or not text.strip():
             raise SpecError(f"--sweep {each}: write key=value,value, such as training.lr=0.1,0.2")
-        axes[key.strip()] = [value_of(part) for part in _split(text)]
+        axes[key.strip()] = [value_of(key.strip(), part) for part in _split(text)]
     count = 1
     for values in axes.values():
         count *= len(values)
@@ -221,12 +229,16 @@ def put(data: dict[str, Any], key: str, value: Any, source: str) -> None:
     data[last] = value
 
 
-def value_of(text: str) -> Any:
-    """A value as TOML has it: 2, 0.5, true, [1, 2] or "a b"; other text is itself."""
+def value_of(key: str, text: str) -> Any:
+    """A value of this key as TOML has it: 2, 0.5, true, [1, 2] or "a b"; for keys that hold text it is the text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+        value = tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
     except tomllib.TOMLDecodeError:
         return text
+    section, _, name = key.partition(".")
+    field = fields_of(fields_of(Config)[section].type).get(name) if section in fields_of(Config) else None
+    holds_text = field is not None and isinstance(field.default, str) and not isinstance(value, dict | list)
+    return text if holds_text and not isinstance(value, str) else value
 
 
 def table() -> list[tuple[str, str, str, str]]:
@@ -261,7 +273,14 @@ def _word(info: Any) -> str:
         return _word(info.type)
     if isinstance(info, msgspec.inspect.LiteralType):
         return ", ".join(str(word) for word in info.values if word)
-    name = {"IntType": "int", "FloatType": "number", "StrType": "text", "DictType": "table", "VarTupleType": "ids"}
+    name = {
+        "IntType": "int",
+        "FloatType": "number",
+        "StrType": "text",
+        "BoolType": "true or false",
+        "DictType": "table",
+        "VarTupleType": "ids",
+    }
     ranges = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
     bounds = [f"{sign} {getattr(info, key):g}" for key, sign in ranges if getattr(info, key, None) is not None]
     return " ".join([name.get(type(info).__name__, "value"), " and ".join(bounds)]).strip()
