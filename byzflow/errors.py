@@ -25,6 +25,7 @@
     └── FederationError(RuntimeError)    a federation that cannot run, or cannot go on
         ├── NotANeighbour(ValueError)    a message to a node that the graph does not join
         ├── QuorumLost                   too few nodes spoke in time
+        ├── CheckpointError              a checkpoint that cannot be written, or is torn
         └── Stopped                      the run was stopped while a node waited
 
     WeakAttack(UserWarning)              a warning: an attack that attacks nobody with these n and f
@@ -149,6 +150,10 @@ class NotANeighbour(FederationError, ValueError):
 
 class QuorumLost(FederationError):
     """Too few nodes spoke in time."""
+
+
+class CheckpointError(FederationError):
+    """A checkpoint cannot be written, or is missing, torn or of something else."""
 
 
 class Stopped(FederationError):

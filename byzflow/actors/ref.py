@@ -46,6 +46,23 @@ class ActorRef:
         await self.aclose()
 
 
+async def answers(ref: ActorRef) -> None:
+    """Returns when the object's worker gives a sign of life. Raises WorkerDied if it never will.
+
+    On a worker that takes code, at once, whatever the object is at; else as a call of the object's own `ping`, where it
+    has one, after those before it.
+    """
+    if ref._backend.trusted:
+        await ref._backend.call(_pong)
+    elif "ping" in ref._methods:
+        await ref.ping()
+
+
+async def _pong() -> str:
+    """A coroutine: these run beside what occupies a worker's thread."""
+    return "pong"
+
+
 async def spawn(cls: Any, *args: Any, backend: str | Backend = "thread:", **kwargs: Any) -> ActorRef:
     """An object cls(*args, **kwargs) on a worker of its own, or on a started one.
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one_line
+from byzflow.federation.churn import Churn
+from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
 from byzflow.federation.report import History, RoundReport, Sink
+from byzflow.federation.supervision import Supervision, Supervisor
+from byzflow.federation.virtual_node import VirtualNode
+from byzflow.federation.workers import Workers
 from byzflow.gossip import programs
 from byzflow.gossip.defence import Defence
 from byzflow.gossip.door import Door, Run
@@ -21,7 +26,7 @@ from byzflow.gossip.effects import NodeId
 from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.pace import Pace
-from byzflow.gossip.performer import Performer, Seat, Told, ask
+from byzflow.gossip.performer import Performer, Seat, Told
 from byzflow.gossip.topology import Source, Topology, topology
 from byzflow.gossip.varying import Varying
 from byzflow.gossip.weights import metropolis_hastings
@@ -38,20 +43,6 @@ STEPS = {
     "models": ("half_step", "adopt"),
 }
 """What a node's methods are called that make what it sends, and take what comes of all."""
-Program = Callable[[Door], Coroutine[Any, Any, None]]
-
-
-@dataclass
-class Member:
-    """One participant. `node` is an object, an `ActorRef`, or what a `VirtualNode` builds; `role` as in Red."""
-
-    id: NodeId
-    node: Any
-    role: str = "train-eval"
-    byzantine: bool = False
-    restarts: int = 0
-    lost: str = ""
-    """Why it is no longer there; empty while it is."""
 
 
 class Federation:
@@ -65,7 +56,8 @@ class Federation:
 
     Parameters
     ----------
-    nodes : honest and Byzantine nodes, by id or in a list (ids 0, 1, ...); objects here or on workers.
+    nodes : honest and Byzantine nodes, by id or in a list (ids 0, 1, ...); objects here or on workers, or a
+        `VirtualNode` each, which has an id of its own, and is built when the federation starts.
     topology : "star", or anything that `byzflow.gossip.topology` reads.
     defence : the rule, a spec or operator; f may be left open in it.
     f : Byzantine nodes to bear, of those that one node hears.
@@ -82,6 +74,9 @@ class Federation:
     evaluate_every : rounds between evaluations; 0 for none.
     compare_digests : whether a star compares the nodes' `digest()` after each round, where they have one.
     sinks : called with each round's report.
+    supervision : what is done about workers that die; see `Supervision`.
+    backend, workers : on how many workers of which kind virtual nodes live that name no place of their own; without
+        `workers` one each.
 
     Raises
     ------
@@ -111,16 +106,17 @@ class Federation:
         evaluate_every: int = 1,
         compare_digests: bool = True,
         sinks: Sequence[Sink] = (),
+        supervision: Supervision | None = None,
+        backend: str | None = None,
+        workers: int | None = None,
     ) -> None:
-        given = dict(nodes) if isinstance(nodes, Mapping) else dict(enumerate(nodes))
-        self.members = {
-            id: Member(
-                id, node, (roles or {}).get(id, "train-eval"), id in byzantine or isinstance(node, ByzantineNode)
-            )
-            for id, node in given.items()
-        }
+        given = dict(nodes) if isinstance(nodes, Mapping) else _numbered(nodes)
         if not given:
             raise FederationError("a federation needs at least one node")
+        self._workers = None if backend is None else Workers(backend, workers or len(given))
+        self.members = {
+            id: self._member(id, node, (roles or {}).get(id), id in byzantine) for id, node in given.items()
+        }
         if unknown := [str(id) for id in {*byzantine, *(roles or {})} if id not in given]:
             raise FederationError(f"no node {', '.join(unknown)}; there are {', '.join(map(str, given))}")
         self.centre = SERVER if isinstance(topology, str) and topology == "star" else None
@@ -140,7 +136,7 @@ class Federation:
         self.network = LocalNetwork(graph, BEHIND if self.centre else AHEAD)
         self.shared = Run(
             lambda: self.network.topology,
-            frozenset(member.id for member in self.members.values() if "train" in member.role.split("-")),
+            frozenset(member.id for member in self.members.values() if member.trains()),
             0 if f is None else f,
             self.centre,
             fraction,
@@ -158,6 +154,10 @@ class Federation:
         self._fault: Exception | None = None
         self._mixing: dict[int, Any] = {}
         self._ended = False
+        self.supervisor = Supervisor(supervision or Supervision(), self.pace, self.centre is not None)
+        self._churn = Churn(self)
+        self._liars = [member.id for member in self.members.values() if member.byzantine]
+        self._round_lock = asyncio.Lock()
 
     # ------------------------------------------------------------------ what users call
 
@@ -174,19 +174,18 @@ class Federation:
     @property
     def running(self) -> bool:
         """If rounds can be run now."""
-        return bool(self._tasks) and not self._ended
+        return bool(self._tasks) and not self._ended and self._fault is None
 
     @property
     def topology(self) -> Topology | Varying:
-        """Who hears whom; setting another changes it for the rounds to come."""
+        """Who hears whom; setting another changes it for the rounds to come, once the one that runs is over."""
         return self.network.topology
 
     @topology.setter
     def topology(self, graph: Topology | Varying) -> None:
-        if set(graph.nodes) != set(self.network.topology.nodes):
-            raise FederationError("another graph must have the same nodes")
-        self._mixing.clear()
-        self.network.topology = graph
+        self._churn.change(graph)
+        if not self._round_lock.locked():
+            self._churn.rewire()
 
     def __getitem__(self, id: NodeId) -> Any:
         """A node. Raises FederationError with the known ids."""
@@ -195,39 +194,89 @@ class Federation:
         return self.members[id].node
 
     async def start(self) -> None:
-        """Let the nodes' programs begin; needless before `run`."""
+        """Build the nodes and let their programs begin; needless before `run`."""
         if self._tasks or self._ended:
             return
-        seats = [(member, self._seat(member), programs.worker if self.centre else programs.peer)
-                 for member in self.members.values()]  # fmt: skip
+        await self.supervisor.build(self.members.values())
+        done = len(self.history)
+        await self.supervisor.keep(self.members.values(), done)
+        for member in self.members.values():
+            self.begin(member, done)
         if self.centre:
-            centre = Member(SERVER, self.server or _NoModel())
-            seats.append((centre, Seat(SERVER, centre.node, take=STEPS[self.exchange][1]), programs.server))
-        for member, seat, program in seats:
-            self.pace.join(member.id)
-            self._tasks[member.id] = asyncio.create_task(self._live(member, seat, program))
+            self.begin(Member(SERVER, self.server or _NoModel()), done)
+
+    def begin(self, member: Member, done: int) -> None:
+        """Let a member's program begin, after so many rounds."""
+        aggregates = member.id == SERVER or not self.centre
+        defence = self._rule() if aggregates else None
+        member.performer = Performer(
+            self._seat(member),
+            self.shared,
+            self.network,
+            self.pace,
+            defence if member.performer is None else member.performer.defence,
+            self.witness,
+            self._hear,
+            self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
+            self.actor_pool,
+            self._weights if not self.centre else None,
+            limit=self.supervisor.policy.call_timeout,
+            again=member.mortal,
+        )
+        member.performer.round = done
+        self.network.mailbox(member.id).begin(done)
+        self.pace.at[member.id] = done - 1
+        self._tasks[member.id] = asyncio.create_task(self._live(member))
+        self.supervisor.watch(member)
 
     async def round(self) -> RoundReport:
         """One round. Raises what ended the run, if it ended."""
         if self._ended:
-            raise FederationError("this federation was stopped; make another")
-        await self.start()
-        number, began = len(self.history), time.perf_counter()
-        self._late[number] = set()
-        await self.pace.allow(number + 1)
-        await self.pace.finished(number, _Punctual(self._tasks, self._late[number]))
-        if self.centre is None:  # a late peer leaves out what is over; a late worker catches up on every step
-            for late in self._late[number]:
-                self.network.mailbox(late).begin(number + 1)
-        del self._late[number]
-        if self._fault is not None:
-            await self.stop()
-            raise self._fault
-        report = await self._report(number, time.perf_counter() - began)
-        self.history.rounds.append(report)
+            why = "" if self._fault is None else f": {one_line(self._fault)}"
+            raise FederationError(f"this federation was stopped{why}; make another")
+        async with self._round_lock:
+            await self.start()
+            await self._churn.settle()
+            await self._checked()
+            number, began = len(self.history), time.perf_counter()
+            self._late[number] = set()
+            await self.pace.allow(number + 1)
+            await self.pace.finished(number, _Punctual(self._tasks, self._late[number]))
+            if self.centre is None:  # a late peer leaves out what is over; a late worker catches up on every step
+                for late in self._late[number]:
+                    self.network.mailbox(late).begin(number + 1)
+            del self._late[number]
+            await self._checked()
+            report = await self._report(number, time.perf_counter() - began)
+            await self.supervisor.keep(self.members.values(), number + 1)
+            await self._checked()
+            self.history.rounds.append(report)
         for sink in self.sinks:
             sink(report)
         return report
+
+    async def _checked(self) -> None:
+        """Raise what ended the run, if it ended."""
+        if self._fault is not None:
+            await self.stop()
+            raise self._fault
+
+    async def add(self, id: NodeId, node: Any, neighbours: Sequence[NodeId] | None = None, role: str = "") -> None:
+        """A node more, from the next round on, with the model that the others have, or that its neighbours agree on.
+
+        `neighbours` are those it is joined to in a graph without a centre; see `byzflow.federation.rewire.joined` for
+        what they are by default. Raises FederationError for an id that is taken, and for a graph that is a function of
+        the round, whose nodes are fixed.
+        """
+        async with self._round_lock:
+            if self._ended:
+                raise FederationError("this federation was stopped; make another")
+            await self._churn.add(self._member(id, node, role or None, False), neighbours)
+
+    async def remove(self, id: NodeId) -> None:
+        """A node less, from the next round on; its neighbours are joined where the graph would fall apart."""
+        async with self._round_lock:
+            await self._churn.remove(id)
 
     async def run(self, rounds: int) -> History:
         """So many rounds more."""
@@ -245,15 +294,19 @@ class Federation:
         return asyncio.run(whole())
 
     async def stop(self) -> None:
-        """End all nodes' programs, wherever they are. May be called twice."""
+        """End all nodes' programs, wherever they are, and all that was built here. In any state, and again too."""
         self._ended = True
         await self.pace.stop()
         self.network.stop()
+        busy: set[asyncio.Task[None]] = set()
         if self._tasks:
             _, busy = await asyncio.wait(self._tasks.values(), timeout=GRACE)
-            for task in busy:  # in a node's own code, which may never end
-                task.cancel()
-            await asyncio.gather(*busy, return_exceptions=True)
+        for task in busy:  # in a node's own code, which may never end
+            task.cancel()
+        await self.supervisor.close(self.members.values())
+        if self._workers is not None:
+            await self._workers.close()
+        await asyncio.gather(*busy, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -266,29 +319,33 @@ class Federation:
 
     # ------------------------------------------------------------------ the nodes' lives
 
+    def _member(self, id: NodeId, node: Any, role: str | None, byzantine: bool) -> Member:
+        virtual = node if isinstance(node, VirtualNode) else None
+        kind = virtual.template if virtual is not None else type(node)
+        if virtual is not None and self._workers is not None:
+            virtual.placed(self._workers)
+        lies = byzantine or (isinstance(kind, type) and issubclass(kind, ByzantineNode))
+        return Member(id, node, role or ("train-eval" if virtual is None else virtual.role), lies, virtual=virtual)
+
     def _seat(self, member: Member) -> Seat:
-        liars = [each.id for each in self.members.values() if each.byzantine]
         train, take = STEPS[self.exchange if self.centre else "models"]
         ignored = member.byzantine and not self.update_byzantines
-        return Seat(member.id, member.node, train, None if ignored else take, member.byzantine, liars)
+        return Seat(member.id, member.node, train, None if ignored else take, member.byzantine, self._liars)
 
-    async def _live(self, member: Member, seat: Seat, program: Program) -> None:
+    async def _live(self, member: Member) -> None:
         """Run a node's program to its end, whatever befalls the node."""
-        aggregates = member.id == SERVER or not self.centre
-        performer = Performer(
-            seat,
-            self.shared,
-            self.network,
-            self.pace,
-            self._rule() if aggregates else None,
-            self.witness,
-            self._hear,
-            self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
-            self.actor_pool,
-            self._weights if not self.centre else None,
-        )
+        performer, door = member.performer, Door(member.id, self.shared)
+        assert performer is not None
+        program = programs.server if member.id == SERVER else programs.worker if self.centre else programs.peer
         try:
-            await drive(program(Door(member.id, self.shared)), performer.perform)
+            while True:
+                try:
+                    await self.supervisor.attend(member, drive(program(door), performer.perform))
+                    break
+                except WorkerDied as death:
+                    if not await self.supervisor.revive(member, str(death)):
+                        await self._churn.away(member)
+                        break
         except Stopped:
             pass
         except WorkerDied as death:
@@ -321,13 +378,16 @@ class Federation:
     async def _lose(self, member: Member, why: str) -> None:
         """A node is gone for good; the others go on while they are enough."""
         member.lost = why
-        self.network.down(member.id)
+        member.ready.set()
+        self.supervisor.events[member.id] = f"lost: {why}"
+        self.network.lose(member.id)
         await self.witness.gone(member.id)
-        alive = [each for each in self.members.values() if not each.lost and each.id in self.shared.contributors]
-        if len(alive) < self.min_nodes or member.id == SERVER:
+        alive = [each for each in self.members.values() if not each.lost and each.trains()]
+        least = max(self.min_nodes, 1 if self.centre else 2)
+        if len(alive) < least or member.id == SERVER:
             await self._fail(
                 FederationError(f"{member.id} is lost ({why}); {len(alive)} training nodes are left, of at least "
-                                f"{self.min_nodes}: stopped after {len(self.history)} rounds")
+                                f"{least}: stopped after {len(self.history)} rounds")
             )  # fmt: skip
 
     async def _fail(self, error: Exception) -> None:
@@ -346,7 +406,7 @@ class Federation:
     # ------------------------------------------------------------------ the report
 
     async def _report(self, number: int, seconds: float) -> RoundReport:
-        told = self._told.pop(number, [])
+        told = [each for round in sorted(self._told) if round <= number for each in self._told.pop(round)]
         liars = {member.id for member in self.members.values() if member.byzantine}
         verdicts = [each.verdict for each in told if each.verdict is not None and each.node not in liars]
         shares: dict[NodeId, list[float]] = {}
@@ -355,11 +415,13 @@ class Federation:
                 shares.setdefault(sender, []).append(weight)
         rejected = {sender: why for verdict in verdicts for sender, why in verdict.rejected.items()}
         missing = {sender: None for verdict in verdicts for sender in verdict.missing}
-        alive = [member for member in self.members.values() if not member.lost]
+        alive = [member for member in self.members.values() if member.here]
         there = [member for member in alive if self.pace.at.get(member.id, number + 1) > number]
         metrics: dict[str, float] = {}
         if self.evaluate_every and (number + 1) % self.evaluate_every == 0:
-            metrics = await self._evaluate(there)
+            metrics = await self._evaluate(there, number)
+        digests = await self.digests(number, there) if self.compare_digests and self.centre else {}
+        events, self.supervisor.events = self.supervisor.events, {}
         return RoundReport(
             number,
             seconds,
@@ -369,24 +431,26 @@ class Federation:
             rejected,
             tuple(missing),
             {each.node: each.error for each in told if each.error},
-            await self._digests(there) if self.compare_digests and self.centre else {},
+            digests,
+            events,
             next((verdict.problem for verdict in verdicts if verdict.problem), ""),
         )
 
-    async def _evaluate(self, alive: Sequence[Member]) -> dict[str, float]:
+    async def _evaluate(self, alive: Sequence[Member], number: int) -> dict[str, float]:
         """The median of each metric over the honest nodes that evaluate."""
-        judges = [m.node for m in alive if not m.byzantine and {"eval", "test"} & set(m.role.split("-"))]
-        answers = await asyncio.gather(*(ask(node, "evaluate") for node in judges if _can(node, "evaluate")))
+        judges = [m for m in alive if not m.byzantine and {"eval", "test"} & set(m.role.split("-"))]
+        asked = (self.supervisor.ask(m, "evaluate", number) for m in judges if _can(m.node, "evaluate"))
+        answers = [answer for answer in await asyncio.gather(*asked) if answer is not None]
         names = dict.fromkeys(name for answer in answers for name in answer)
         return {name: median(answer[name] for answer in answers if name in answer) for name in names}
 
-    async def _digests(self, alive: Sequence[Member]) -> dict[str, tuple[NodeId, ...]]:
-        """Which honest nodes have which model."""
-        holders = [member for member in alive if not member.byzantine and _can(member.node, "digest")]
+    async def digests(self, number: int, among: Sequence[Member] | None = None) -> dict[str, tuple[NodeId, ...]]:
+        """Which honest nodes have which model after this round."""
+        members = self.members.values() if among is None else among
+        holders = [m for m in members if m.here and not m.byzantine and _can(m.node, "digest")]
+        asked = (self.supervisor.ask(member, "digest", number) for member in holders)
         found: dict[str, tuple[NodeId, ...]] = {}
-        for member, digest in zip(
-            holders, await asyncio.gather(*(ask(member.node, "digest") for member in holders)), strict=True
-        ):
+        for member, digest in zip(holders, await asyncio.gather(*asked), strict=True):
             if digest:
                 found[digest] = (*found.get(digest, ()), member.id)
         return found
@@ -420,6 +484,17 @@ class _NoModel:
 def _can(node: Any, method: str) -> bool:
     """If a node, here or on a worker, has this method."""
     return callable(getattr(node, method, None))
+
+
+def _numbered(nodes: Sequence[Any]) -> dict[NodeId, Any]:
+    """Nodes by id: their place, or what a virtual one is called. FederationError for two of one id."""
+    found: dict[NodeId, Any] = {}
+    for place, node in enumerate(nodes):
+        id = node.id if isinstance(node, VirtualNode) else place
+        if id in found:
+            raise FederationError(f"two nodes have the id {id!r}: give each its own")
+        found[id] = node
+    return found
 
 
 def _graph(source: Source, ids: tuple[NodeId, ...], seed: int) -> Topology | Varying:

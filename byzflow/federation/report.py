@@ -28,6 +28,8 @@ class RoundReport:
     """What nodes' own code raised."""
     digests: Mapping[str, tuple[NodeId, ...]] = field(default_factory=dict)
     """Which nodes have which model, where all should have the same: one entry if so."""
+    events: Mapping[NodeId, str] = field(default_factory=dict)
+    """Who was restarted, lost, added or removed, and why."""
     problem: str = ""
     """Why no step was taken."""
 
@@ -41,6 +43,7 @@ class RoundReport:
         parts.append(f"{len(self.connected)} connected")
         parts += [f"{who} rejected: {why}" for who, why in self.rejected.items()]
         parts += [f"{who} failed: {why}" for who, why in self.errors.items()]
+        parts += [f"{who} {what}" for who, what in self.events.items()]
         if self.missing:
             parts.append(f"missing {', '.join(map(str, self.missing))}")
         if len(self.digests) > 1:

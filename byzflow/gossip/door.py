@@ -27,9 +27,9 @@ from byzflow.gossip.topology import Topology
 from byzflow.gossip.varying import Varying
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Run:
-    """What all nodes of a run know alike.
+    """What all nodes of a run know alike; its owner may change it between rounds.
 
     `graph()` is the current topology; `contributors` send vectors, the others only receive. Of the contributors a
     share `fraction` is sampled for each round, at least one. `quorum` is how many vectors a node needs for a round,

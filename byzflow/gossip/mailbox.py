@@ -30,6 +30,7 @@ class Mailbox:
         self._rounds: dict[tuple[str, int], dict[NodeId, Envelope]] = {}
         self._loose: deque[Envelope] = deque()
         self._down: set[NodeId] = set()
+        self._lost: set[NodeId] = set()
         self._changed = asyncio.Event()
         self._stopped = False
 
@@ -61,9 +62,15 @@ class Mailbox:
         self._down.add(sender)
         self._wake()
 
+    def lose(self, sender: NodeId) -> None:
+        """This one takes no part any more: nobody waits for it, and no quorum counts it."""
+        self._lost.add(sender)
+        self._wake()
+
     def up(self, sender: NodeId) -> None:
         """This one is there, again."""
         self._down.discard(sender)
+        self._lost.discard(sender)
         self._wake()
 
     def stop(self) -> None:
@@ -95,6 +102,8 @@ class Mailbox:
             now = loop.time() - began
             for sender in kept:
                 came.setdefault(sender, now)
+            if lost := [sender for sender in senders if sender in self._lost and sender not in kept]:
+                senders, quorum = [each for each in senders if each not in lost], quorum - len(lost)
             present = [sender for sender in senders if sender in kept and kept[sender].value is not None]
             awaited = [sender for sender in senders if sender not in kept and sender not in self._down]
             enough = len(present) >= quorum or all(sender in kept for sender in senders)

@@ -46,15 +46,28 @@ class LocalNetwork:
 
     def __init__(self, topology: Topology | Varying, ahead: int = AHEAD) -> None:
         """`ahead`: rounds that a message may be before its receiver's own."""
-        self.topology, self.ahead = topology, ahead
+        self._topology, self.ahead = topology, ahead
         self.traffic = Traffic()
         self._mailboxes: dict[NodeId, Mailbox] = {}
+        self._lost: set[NodeId] = set()
         self._heard: dict[tuple[NodeId, int], frozenset[NodeId]] = {}
+
+    @property
+    def topology(self) -> Topology | Varying:
+        """Who may send to whom."""
+        return self._topology
+
+    @topology.setter
+    def topology(self, graph: Topology | Varying) -> None:
+        self._topology = graph
+        self._heard.clear()  # of another graph, which may have had the same version
 
     def mailbox(self, node: NodeId) -> Mailbox:
         """Made when it is first asked for."""
         if node not in self._mailboxes:
-            self._mailboxes[node] = Mailbox(lambda envelope: self._joined(envelope, node), self.ahead)
+            mailbox = self._mailboxes[node] = Mailbox(lambda envelope: self._joined(envelope, node), self.ahead)
+            for lost in self._lost:
+                mailbox.lose(lost)
         return self._mailboxes[node]
 
     async def send(self, sender: NodeId, to: Sequence[NodeId], type: str, value: Any, round: int | None) -> None:
@@ -104,8 +117,15 @@ class LocalNetwork:
         for mailbox in self._mailboxes.values():
             mailbox.down(node)
 
+    def lose(self, node: NodeId) -> None:
+        """The node takes no part any more: nobody waits for it, and no quorum counts it."""
+        self._lost.add(node)
+        for mailbox in self._mailboxes.values():
+            mailbox.lose(node)
+
     def up(self, node: NodeId) -> None:
         """The node is there again."""
+        self._lost.discard(node)
         for mailbox in self._mailboxes.values():
             mailbox.up(node)
 

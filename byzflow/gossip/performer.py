@@ -66,10 +66,27 @@ class Told:
     heard: Heard | None = None
 
 
-async def ask(node: Any, method: str, *arguments: Any) -> Any:
-    """A method of a node that is an object here or on a worker; its result is awaited where it must be."""
+async def ask(node: Any, method: str, *arguments: Any, limit: float | None = None) -> Any:
+    """A method of a node that is an object here or on a worker; its result is awaited where it must be.
+
+    A worker that does not answer within `limit` seconds counts as dead: WorkerDied. What it was asked then ends with
+    its connection, which is the caller's to close.
+    """
     outcome = getattr(node, method)(*arguments)
-    return await outcome if inspect.isawaitable(outcome) else outcome
+    if not inspect.isawaitable(outcome):
+        return outcome
+    if limit is None:
+        return await outcome
+    answer = asyncio.ensure_future(outcome)
+    try:
+        await asyncio.wait({answer}, timeout=limit)
+    except asyncio.CancelledError:
+        answer.cancel()
+        raise
+    if answer.done():
+        return answer.result()
+    answer.add_done_callback(lambda late: late.cancelled() or late.exception())
+    raise WorkerDied(f"no answer to {method} within {limit:g} s")
 
 
 @dataclass
@@ -88,7 +105,12 @@ class Performer:
     """Where the rule is computed; here if None."""
     mixing: Callable[[NodeId, int], Mapping[NodeId, float]] | None = None
     """The mixing weights of a node's neighbours in a round, for rules that take them."""
+    limit: float | None = None
+    """Seconds after which a node's worker that does not answer counts as dead."""
+    again: bool = False
+    """If what a round brought is kept until the next, for a node that may die and begin the round anew."""
     round: int = field(default=0, init=False)
+    _made: dict[tuple[str, int], Any] = field(default_factory=dict, init=False)
     _heard: dict[tuple[str, int], Heard] = field(default_factory=dict, init=False)
     _sent: set[tuple[str, int]] = field(default_factory=set, init=False)
 
@@ -125,6 +147,7 @@ class Performer:
         turn = await self.pace.turn(self.seat.id)
         if turn is not None:
             if turn != self.round:
+                self._made.clear()
                 self._heard.clear()
                 self._sent.clear()
             self.round = turn
@@ -142,15 +165,17 @@ class Performer:
         return self._heard[key]
 
     async def _train(self, round: int) -> Any:
-        """The node's vector; None if it has none, or its code raised, which is told and costs this round alone."""
+        """The node's vector; None if it has none, or its code raised, which is told and costs this round alone.
+
+        Where the round begins anew, the node takes its step again, and what it said the first time stands.
+        """
         if self.seat.byzantine:
             return None  # what it sends is made when it sends, of what it sees then
-        if any((kind, round) in self._sent for kind in LIES):
-            return None  # this round began anew, and was spoken in already
         if self.pace.over > round:
             return None  # it would come too late: this node catches up
         try:
-            return await ask(self.seat.node, self.seat.train)
+            made = await self._ask(self.seat.train)
+            return self._made.setdefault(("train", round), made) if self.again else made
         except (WorkerDied, Stopped):
             raise
         except Exception as error:
@@ -160,14 +185,14 @@ class Performer:
     async def _send(self, to: Sequence[NodeId], type: str, value: Any, round: int) -> None:
         if (type, round) in self._sent:
             return
-        self._sent.add((type, round))
         if type in LIES and self.seat.byzantine:
             for receivers, lie in await self._lies(to, type, round):
                 await self.network.send(self.seat.id, receivers, type, lie, round)
-            return
-        if type in LIES and self.witness is not None:
-            await self.witness.show(type, round, self.seat.id, value)
-        await self.network.send(self.seat.id, to, type, value, round)
+        else:
+            if type in LIES and self.witness is not None:
+                await self.witness.show(type, round, self.seat.id, value)
+            await self.network.send(self.seat.id, to, type, value, round)
+        self._sent.add((type, round))
 
     async def _lies(self, to: Sequence[NodeId], type: str, round: int) -> list[tuple[tuple[NodeId, ...], Any]]:
         """What to send to whom. Receivers who hear the same honest nodes are told the same."""
@@ -187,7 +212,7 @@ class Performer:
                 patience = self.patience if self.run.deadline is None else HASTE * self.run.deadline
                 rows = await self.witness.honest(type, round, honest, patience)
             try:
-                lie = await ask(self.seat.node, LIES[type], rows, self.place, len(self.seat.accomplices))
+                lie = await self._ask(LIES[type], rows, self.place, len(self.seat.accomplices))
             except (WorkerDied, Stopped):
                 raise
             except Exception as error:
@@ -203,21 +228,28 @@ class Performer:
 
     async def _aggregate(self, effect: Aggregate) -> Any:
         assert self.defence is not None
+        if ("verdict", effect.round) in self._made:  # the rule's memory took this round already
+            return self._made["verdict", effect.round].value
         own = None if effect.own is None else (self.seat.id, effect.own)
         weights = None if self.mixing is None else self.mixing(self.seat.id, effect.round)
         if self.pool is None:
             verdict = self.defence.aggregate(effect.heard, own, weights)
         else:
             verdict = await self.defence.aggregate_on(self.pool, effect.heard, own, weights)
+        if self.again:
+            self._made["verdict", effect.round] = verdict
         self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard))
         return verdict.value
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        return await ask(self.seat.node, method, *arguments, limit=self.limit)
 
     async def _take(self, vector: Any, round: int) -> None:
         """Let the node take a vector, if there is one; an error of its own code is told, and the run goes on."""
         if vector is None or self.seat.take is None:
             return
         try:
-            await ask(self.seat.node, self.seat.take, vector)
+            await self._ask(self.seat.take, vector)
         except (WorkerDied, Stopped):
             raise
         except Exception as error:

@@ -11,15 +11,15 @@ from byzflow.actors.objects import dumps, loads
 from byzflow.actors.remote import LinkBackend, serve
 from byzflow.errors import ActorError, LinkClosed
 
-OPTIONS = {"num_cpus", "num_gpus", "resources", "max_restarts", "placement_group", "address"}
+OPTIONS = {"num_cpus", "num_gpus", "resources", "max_restarts", "placement_group", "bundle", "address"}
 
 
 class RayBackend(LinkBackend):
     """An actor of Ray's, on the cluster that this process is connected to, or on a local one that is started.
 
     Options: `num_cpus` (1) and `num_gpus` (0; fractions share one), `resources`, `max_restarts` by Ray itself (0: a
-    pool replaces what dies), a `placement_group`, the cluster's `address`. Never make another organisation's machine
-    a worker of Ray's: its processes run whatever any of them sends.
+    pool replaces what dies), a `placement_group` and which `bundle` of it (-1: any), the cluster's `address`. Never
+    make another organisation's machine a worker of Ray's: its processes run whatever any of them sends.
     """
 
     scheme = "ray"
@@ -49,10 +49,13 @@ class RayBackend(LinkBackend):
         if not ray.is_initialized():
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, configure_logging=False)
         options = dict(self.options)
+        bundle = options.pop("bundle", -1)
         if group := options.pop("placement_group", None):
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(placement_group=group)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                placement_group=group, placement_group_bundle_index=bundle
+            )
         self._actor = ray.remote(Place).options(max_concurrency=1000, **options).remote(name)
         ready = self._actor.ready.remote()
         done, _ = await asyncio.to_thread(ray.wait, [ready], timeout=PATIENCE)
