@@ -26,7 +26,7 @@ from byzflow.rows import AnyRows
 from byzflow.spec import parse
 
 Stage = str | Operator
-O = TypeVar("O", bound=Operator)
+Shrinking = TypeVar("Shrinking", bound=Operator)
 
 
 class Aggregator(RowsOperator):
@@ -157,7 +157,7 @@ def _answer(operator: Operator, rows: AnyRows, value: Any) -> Flat:
     return [part.to(leaf.dtype) for part, leaf in zip(flat, rows.layout.leaves, strict=True)]
 
 
-def _shrunk(operator: O, count: int) -> O:
+def _shrunk(operator: Shrinking, count: int) -> Shrinking:
     if not operator.declared:
         return operator
     smaller = copy(operator)

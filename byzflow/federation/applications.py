@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 from byzflow.actors import ActorPool, ActorPoolConfig, SubTask
@@ -11,6 +12,7 @@ from byzflow.errors import ActorError, GraphError, did_you_mean
 from byzflow.graph import ComputationGraph, ExecutionSession, Mailbox, MessageAwareNodeScheduler, NodeScheduler
 
 Metadata = Mapping[str, Any] | None
+_MAKING = Lock()  # one for all: an application may travel to another process, a lock may not
 
 
 class NodeApplication:
@@ -66,7 +68,7 @@ class NodeApplication:
             raise GraphError(f"node {self.name!r} has no pipeline {name!r}; {did_you_mean(name, self._pipelines)}")
         graph, own = self._pipelines[name]
         context = {"node": self.name, "pipeline": name, **self.metadata, **own, **(metadata or {})}
-        pool = None if self.pool is None else _Reached(self.pool, self._home)
+        pool = None if self.pool is None else _Reached(self.pool, lambda: self._home)
         if mailbox is None:
             return NodeScheduler(graph, pool=pool, metadata=context)
         return MessageAwareNodeScheduler(graph, pool=pool, metadata=context, mailbox=mailbox)
@@ -90,8 +92,8 @@ class NodeApplication:
 
     async def shutdown(self) -> None:
         """End the pool and what runs. May be called twice."""
-        if self.pool is not None:
-            await _Reached(self.pool, self._home).shutdown()
+        if self.pool is not None and not (self.pool.loop is not None and self.pool.loop.is_closed()):
+            await _Reached(self.pool, lambda: self._home).shutdown()
         if self._session is not None:
             session, self._session = self._session, None
             await asyncio.to_thread(session.close)
@@ -99,8 +101,9 @@ class NodeApplication:
     @property
     def _home(self) -> ExecutionSession:
         """The event loop, in a thread, of a pool that has none yet."""
-        self._session = self._session or ExecutionSession()
-        return self._session
+        with _MAKING:
+            self._session = self._session or ExecutionSession()
+            return self._session
 
     async def _one(self, name: str, inputs: Mapping[str, Any], metadata: Metadata) -> Any:
         return next(iter((await self.run_pipeline(name, inputs, metadata=metadata)).values()))
@@ -149,7 +152,7 @@ class ByzantineNodeApplication(NodeApplication):
 class _Reached:
     """A pool as seen from any event loop: calls go to the loop that it belongs to, and their results come back."""
 
-    def __init__(self, pool: ActorPool, home: ExecutionSession) -> None:
+    def __init__(self, pool: ActorPool, home: Callable[[], ExecutionSession]) -> None:
         self._pool, self._home = pool, home
 
     @property
@@ -165,7 +168,7 @@ class _Reached:
     async def _there(self, work: Any) -> Any:
         loop = self._pool.loop
         if loop is None:
-            return await asyncio.wrap_future(self._home.run(work))
+            return await asyncio.wrap_future(self._home().run(work))
         if loop is asyncio.get_running_loop():
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,7 +15,6 @@ from byzflow.federation.applications import (
     ByzantineNodeApplication,
     HonestNodeApplication,
     Metadata,
-    NodeApplication,
 )
 from byzflow.federation.nodes import ByzantineNode, HonestNode
 from byzflow.federation.vector import Buffers, Integers, ModelVector
@@ -61,6 +60,13 @@ class ModelOfANode:
         half = self.get_parameters()
         half[: gradient.numel()] -= self.lr * gradient.to(half)  # mixed buffers stand behind the parameters
         return half
+
+
+def gradient_of(model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """(d,): the flat gradient of criterion(model(x), y) by all parameters; their own gradients stay as they are."""
+    with torch.enable_grad():
+        found = torch.autograd.grad(criterion(model(x), y), list(model.parameters()), materialize_grads=True)
+    return torch.cat([each.flatten() for each in found])
 
 
 class DistributedHonestNode(ModelOfANode, HonestNode):
@@ -182,11 +188,8 @@ class DistributedByzantineNode(ModelOfANode, ByzantineNode):
         return {name: given[name] for name in needs}
 
     def base_gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """(d,): this node's own clean gradient on a batch; model and its gradients stay as they are."""
-        with torch.enable_grad():
-            parameters = list(model.parameters())
-            found = torch.autograd.grad(self.criterion(model(x), y), parameters, materialize_grads=True)
-        return torch.cat([each.flatten() for each in found])
+        """(d,): this node's own clean gradient on a batch."""
+        return gradient_of(model, self.criterion, x, y)
 
     def byzantine_gradient(self, x: Tensor, y: Tensor, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
         """(d,): the pipeline "attack"."""
@@ -224,4 +227,4 @@ class DistributedByzantineNode(ModelOfANode, ByzantineNode):
         await self.application.shutdown()
 
 
-__all__ = ["DistributedByzantineNode", "DistributedHonestNode", "ModelOfANode", "NodeApplication"]
+__all__ = ["DistributedByzantineNode", "DistributedHonestNode", "ModelOfANode", "gradient_of"]

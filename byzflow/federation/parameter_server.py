@@ -142,7 +142,7 @@ class ParameterServer:
             told = " | ".join(", ".join(names) for names in groups.values())
             raise FederationError(
                 f"the nodes begin with {len(groups)} different models ({told}), and steps would keep them different: "
-                "make all from one seed, or load one state into all"
+                "make all from one seed, load one state into all, or say begin='copy'"
             )
 
 

@@ -59,6 +59,15 @@ class Mailbox:
         for key in [key for key in self._rounds if key[1] < round]:
             del self._rounds[key]
 
+    def restart(self, round: int) -> None:
+        """Go on from this round, earlier or later: all that came for rounds is forgotten."""
+        self.round = round
+        self._rounds.clear()
+
+    def holds(self, type: str, round: int) -> bool:
+        """If a message of this type and round waits here."""
+        return bool(self._rounds.get((type, round)))
+
     def down(self, sender: NodeId) -> None:
         """Nobody needs to wait for this one."""
         self._down.add(sender)
