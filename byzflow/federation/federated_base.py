@@ -12,6 +12,7 @@ from typing import Any, Self
 from byzflow.errors import FederationError
 from byzflow.federation.loop_thread import LoopThread
 from byzflow.federation.own_thread import on_own_thread
+from byzflow.federation.resources import Resources, plan
 from byzflow.federation.topology_manager import TopologyManager
 from byzflow.federation.virtual_node import VirtualNode
 from byzflow.gossip.effects import NodeId
@@ -36,12 +37,13 @@ class FederatedBase:
     nodes : `VirtualNode`s with ids of their own.
     topology : anything that `byzflow.gossip.topology` reads; with "star" the first node is the centre.
     config : of the owner's; its `FEDERATION_ID`, if it has one, names the federation.
-    resources : a placement group, kept for subclasses that place nodes themselves; "uniform" gives equal shares.
+    resources : "uniform" or "random" shares of this machine, see `byzflow.federation.resources.plan`; or a plan; or a
+        placement group, for virtual nodes that live on Ray.
     is_tune, bundle_offset : kept for subclasses.
 
     Raises
     ------
-    FederationError : for no nodes, and two of one id.
+    FederationError : for no nodes, two of one id, and a plan that does not fit.
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class FederatedBase:
             twice = next(id for place, id in enumerate(self.node_ids) if id in self.node_ids[:place])
             raise FederationError(f"two nodes have the id {twice!r}: give each its own")
         self._name = str(getattr(config, "FEDERATION_ID", None) or f"federation-{uuid.uuid4().hex[:8]}")
-        self._pg, self._is_tune, self._bundle_offset = resources, is_tune, bundle_offset
+        self._pg = plan(len(self._nodes), split=resources) if isinstance(resources, str) else resources
+        self._is_tune, self._bundle_offset = is_tune, bundle_offset
         self._tp_manager: TopologyManager | None = None
         self._runtime_remotes: list[Future[Any]] = []
         self._building: LoopThread | None = None
@@ -104,6 +107,13 @@ class FederatedBase:
             if node.id == id:
                 return node
         raise FederationError(f"no node {id!r}; there are {', '.join(map(str, self.node_ids))}")
+
+    @property
+    def resources(self) -> dict[NodeId, dict[str, float]]:
+        """CPUs and GPUs that are planned for each node; none where a placement group says it."""
+        bundles = self._pg.bundles if isinstance(self._pg, Resources) else ()
+        shares = [{"CPU": each.cpus} | ({"GPU": each.gpus} if each.gpus else {}) for each in bundles]
+        return dict(zip(self.node_ids, shares, strict=False))
 
     # ------------------------------------------------------------------ training and testing
 
@@ -202,7 +212,7 @@ class FederatedBase:
     def build(self, node: VirtualNode, bundle: int = 0) -> Any:
         """Its handle; it is made by the first call."""
         if not node.built:
-            made = node.build(bundle, self._pg)
+            made = node.build(bundle, None if isinstance(self._pg, Resources) else self._pg)
             if inspect.isawaitable(made):
                 if self._building is None:
                     self._building = LoopThread(f"{self._name}/build")
@@ -230,6 +240,11 @@ class FederatedBase:
             "resource_utilization": self.get_resource_stats(),
             "message_throughput": self._tp_manager.get_stats() if self._tp_manager is not None else {},
         }
+
+    def get_resource_stats(self) -> dict[NodeId, dict[str, float]]:
+        """`resources` of the nodes that are built."""
+        shares = self.resources
+        return {node.id: shares.get(node.id, {}) for node in self._nodes if node.built}
 
     # ------------------------------------------------------------------ the inside
 

@@ -12,6 +12,8 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 from byzflow.errors import Stopped
@@ -77,7 +79,7 @@ class Handle:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.node, name)
-        return RemoteMethod(found, name) if callable(found) else found
+        return RemoteMethod(found, name) if isinstance(found, MethodType | FunctionType | partial) else found
 
 
 class RemoteMethod:
