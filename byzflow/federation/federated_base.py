@@ -167,7 +167,7 @@ class FederatedBase:
         return [each.result() for each in asked]
 
     def pull_version(self, node_ids: NodeId | Sequence[NodeId], timeout: float | None = None) -> Any:
-        """The newest version of a node, or of several in this order; see `Versions.pull`. They stay where they are.
+        """The newest version of a node, or of several in this order; see `Published.pull`. They stay where they are.
 
         Waits for nodes that have none yet, while they run; None for one of which none comes within `timeout` seconds.
         """

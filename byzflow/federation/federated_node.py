@@ -10,7 +10,7 @@ from typing import Any
 from byzflow.errors import FederationError, Stopped
 from byzflow.federation.message import Message, snapshot
 from byzflow.federation.topology_manager import PATIENCE, TopologyManager
-from byzflow.federation.versions import Versions
+from byzflow.federation.published import Published
 from byzflow.gossip.effects import NodeId
 
 LOG = logging.getLogger("byzflow.node")
@@ -37,7 +37,7 @@ class FederatedNode:
         self.id, self.role, self.config = node_id, role, config
         self.log = log or LOG
         self.metrics: dict[str, Any] = {}
-        self.versions = Versions(node_id)
+        self.versions = Published(node_id)
         self._manager: TopologyManager | None = None
         if kwargs:
             self.build = partial(self.build, **kwargs)  # type: ignore[method-assign]
@@ -103,7 +103,7 @@ class FederatedNode:
     @property
     def version(self) -> int:
         """How many versions it has published."""
-        return self.versions.published
+        return self.versions.number
 
     def update_version(self, **values: Any) -> None:
         """Publish these values, such as weights=model.state_dict(), as its next version."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from byzflow.federation.learner_node import LearnerNode
-from byzflow.federation.versions import Versions
+from byzflow.federation.published import Published
 from byzflow.gossip.effects import NodeId
 
 
@@ -16,7 +16,7 @@ class PublishingLearner(LearnerNode):
 
     def __init__(self, id: NodeId, model: Any, data: Any, **settings: Any) -> None:
         super().__init__(model, data, **settings)
-        self.versions = Versions(id)
+        self.versions = Published(id)
 
     def apply_server_gradient(self, gradient: Tensor) -> None:
         """The step that all take, and a version."""

@@ -179,7 +179,7 @@ class Performer:
         """
         if self.seat.byzantine:
             return None  # what it sends is made when it sends, of what it sees then
-        if self.pace.over > round:
+        if self.pace.over > round and ("train", round) not in self._made:
             return None  # it would come too late: this node catches up
         try:
             made = await self._ask(self.seat.train)

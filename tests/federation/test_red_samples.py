@@ -198,7 +198,7 @@ def test_a_star_of_server_and_clients_by_templates() -> None:
     assert schema.node_ids == ["server", "client_0", "client_1", "client_2"]
     metrics = schema.train({"rounds": 5}, {"rounds": 5}, blocking=True)
     assert metrics[0] == {"x": 5.0}
-    assert schema.pull_version("server")["n_version"] == 4
+    assert schema.pull_version("server")["n_version"] == 5
     schema.stop()
     with pytest.raises(FederationError, match="neither"):
         StarFederatedLearningSchema(Server, None, ["train"])
