@@ -304,6 +304,22 @@ def test_a_node_in_a_process_runs_its_pipelines_there() -> None:
     asyncio.run(main())
 
 
+def test_a_handler_may_end_its_own_node() -> None:
+    async def main() -> None:
+        cluster = await cluster_of(2)
+
+        async def leave(sender: Any, payload: Any) -> None:
+            await cluster[1].shutdown()
+
+        cluster[1].register_message_handler("leave", leave)
+        async with cluster:
+            await cluster[0].send_message(1, "leave", None)
+            await until(lambda: not cluster[1].running)
+            assert list(await cluster[0].broadcast_message("hello", 1)) == [1]
+
+    asyncio.run(main())
+
+
 def test_two_clusters_know_nothing_of_each_other() -> None:
     async def main() -> None:
         first, second = await cluster_of(2), await cluster_of(2)
