@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -15,6 +15,7 @@ from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one
 from byzflow.federation import checkpoint as checkpoints
 from byzflow.federation import resume as resuming
 from byzflow.federation.churn import Churn
+from byzflow.federation.grouping import Grouping
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
 from byzflow.federation.report import History, RoundReport, Sink
@@ -24,6 +25,7 @@ from byzflow.federation.versions import VersionStore
 from byzflow.federation.virtual_node import VirtualNode
 from byzflow.federation.workers import Workers
 from byzflow.gossip import programs
+from byzflow.gossip.cluster import BETWEEN, SETTING, Clusters, cluster
 from byzflow.gossip.defence import Defence
 from byzflow.gossip.door import Door, Run
 from byzflow.gossip.drive import drive
@@ -39,6 +41,7 @@ from byzflow.gossip.witness import Witness
 from byzflow.graph.subtask import Pool
 from byzflow.operators import Operator
 
+Program = Callable[[Door], Coroutine[Any, Any, None]]
 SERVER = "server"
 GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
 BEHIND = 16  # rounds that a worker of a star may be late before it is lost
@@ -63,7 +66,7 @@ class Federation:
     ----------
     nodes : honest and Byzantine nodes, by id or in a list (ids 0, 1, ...); objects here or on workers, or a
         `VirtualNode` each, which has an id of its own, and is built when the federation starts.
-    topology : "star", or anything that `byzflow.gossip.topology` reads.
+    topology : "star", `Clusters` ("cluster", "cluster:3"), or anything that `byzflow.gossip.topology` reads.
     defence : the rule, a spec or operator; f may be left open in it.
     f : Byzantine nodes to bear, of those that one node hears.
     byzantine : ids of Byzantine nodes that are not instances of `ByzantineNode`, such as those on workers.
@@ -95,7 +98,7 @@ class Federation:
     def __init__(
         self,
         nodes: Sequence[Any] | Mapping[NodeId, Any],
-        topology: Source = "star",
+        topology: Source | Clusters = "star",
         defence: str | Operator = "mean",
         f: int | None = None,
         *,
@@ -142,19 +145,25 @@ class Federation:
         self.server, self.min_nodes, self.patience = server, min_nodes, patience
         self.evaluate_every, self.compare_digests, self.sinks = evaluate_every, compare_digests, tuple(sinks)
         ids = tuple(given)
+        plan = Clusters.read(topology) if isinstance(topology, str) else topology
+        speakers = [member.id for member in self.members.values() if member.trains()]
+        self._grouping = Grouping(plan, ids, speakers, f or 0) if isinstance(plan, Clusters) else None
         graph = (
-            Topology((SERVER, *ids), tuple((SERVER, id) for id in ids)) if self.centre else _graph(topology, ids, seed)
+            Topology((SERVER, *ids), tuple((SERVER, id) for id in ids))
+            if self.centre
+            else _graph(self._grouping.groups.graph(ids) if self._grouping else topology, ids, seed)
         )
         self.network = LocalNetwork(graph, BEHIND if self.centre else AHEAD)
         self.shared = Run(
             lambda: self.network.topology,
-            frozenset(member.id for member in self.members.values() if member.trains()),
+            frozenset(speakers),
             0 if f is None else f,
             self.centre,
             fraction,
             quorum,
             deadline,
             seed,
+            {} if self._grouping is None else {SETTING: self._grouping.groups},
         )
         self._defence, self._f = defence, f
         Defence(defence, f)
@@ -288,6 +297,7 @@ class Federation:
             self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
             self.actor_pool,
             self._weights if not self.centre else None,
+            {} if self._grouping is None else {BETWEEN: Defence(self._grouping.plan.between)},
             limit=self.supervisor.policy.call_timeout,
             again=member.mortal,
         )
@@ -320,12 +330,20 @@ class Federation:
             await self.supervisor.keep(self.members.values(), number + 1)
             await self._checked()
             self.history.rounds.append(report)
+            self._regroup(number)
             if self._file is not None and not len(self.history) % self._save_every:
                 state = await resuming.collect(self)
                 await asyncio.to_thread(checkpoints.save, self._file, state)
         for sink in self.sinks:
             sink(report)
         return report
+
+    def _regroup(self, number: int) -> None:
+        """The clusters after a round, where there are some."""
+        nodes = self.network.topology.nodes
+        if self._grouping is not None and self._grouping.after(number, nodes):
+            self.shared.settings[SETTING] = self._grouping.groups
+            self.topology = self._grouping.groups.graph(nodes)
 
     async def _checked(self) -> None:
         """Raise what ended the run, if it ended."""
@@ -426,7 +444,7 @@ class Federation:
         """Run a node's program to its end, whatever befalls the node."""
         performer, door = member.performer, Door(member.id, self.shared)
         assert performer is not None
-        program = programs.server if member.id == SERVER else programs.worker if self.centre else programs.peer
+        program = self._program(member.id)
         try:
             while True:
                 try:
@@ -450,6 +468,11 @@ class Federation:
         finally:
             await self.pace.leave([member.id])
 
+    def _program(self, id: NodeId) -> Program:
+        if self.centre:
+            return programs.server if id == SERVER else programs.worker
+        return programs.peer if self._grouping is None else cluster
+
     def _rule(self) -> Defence:
         defence = Defence(self._defence, self._f)
         defence.sample_weights = self.weights
@@ -462,6 +485,8 @@ class Federation:
                 return
             told = replace(told, round=len(self.history))  # a late node's errors count where they can be seen
         self._told.setdefault(told.round, []).append(told)
+        if told.heard is not None and self._grouping is not None and not told.stage:
+            self._grouping.note(told.heard)
         if told.heard is not None and told.round in self._late:
             self._late[told.round] |= set(told.heard.silent)
 

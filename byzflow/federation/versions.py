@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from byzflow.errors import FederationError, MessageTimeout
+from byzflow.federation.message import snapshot
 from byzflow.gossip.effects import NodeId
 
 
@@ -28,8 +29,8 @@ class Version:
 class VersionStore:
     """The last `keep` versions of each node. Belongs to one event loop.
 
-    Tensors are stored by the SHA-256 of their content, dtype and shape, each content once, whoever publishes it how
-    often; what is read is a copy. Other values are kept as they are.
+    Tensors, in mappings such as state dicts too, are stored by the SHA-256 of their content, dtype and shape, each
+    content once, whoever publishes it how often; what is read is a copy. Of other values a copy is kept.
     """
 
     def __init__(self, keep: int = 4) -> None:
@@ -44,7 +45,7 @@ class VersionStore:
 
     def update_version(self, id: NodeId, **values: Any) -> int:
         """Publish; the number of the version."""
-        stored = {name: self._put(each) if isinstance(each, Tensor) else each for name, each in values.items()}
+        stored = {name: self._put(each) for name, each in values.items()}
         kept = self._versions.setdefault(id, deque())
         number = kept[-1].number + 1 if kept else 1
         kept.append(Version(id, number, stored))
@@ -63,6 +64,13 @@ class VersionStore:
         """If a node's latest version has these very tensors."""
         latest = self._versions[id][-1].values if id in self._versions else {}
         return all(latest.get(name) == _Stored(_digest(each)) for name, each in values.items())
+
+    def latest(self, id: NodeId, number: int | None = None) -> dict[str, Any] | None:
+        """The values of a node's latest version, or of that of a number; None while it has none.
+
+        Raises FederationError for a number that is not kept.
+        """
+        return self._values(self._find(id, number)) if id in self._versions else None
 
     async def pull_version(
         self, ids: Sequence[NodeId], timeout: float | None = None, number: int | None = None
@@ -119,20 +127,29 @@ class VersionStore:
         return kept[number - kept[0].number]
 
     def _values(self, version: Version) -> dict[str, Any]:
-        return {
-            name: self._tensors[each.digest].clone() if isinstance(each, _Stored) else each
-            for name, each in version.values.items()
-        }
+        return {name: self._get(each) for name, each in version.values.items()}
 
-    def _put(self, tensor: Tensor) -> _Stored:
-        """Store it, or find that it is."""
-        digest = _digest(tensor)
+    def _get(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self._get(each) for name, each in value.items()}
+        return self._tensors[value.digest].clone() if isinstance(value, _Stored) else value
+
+    def _put(self, value: Any) -> Any:
+        """Store a tensor, and those in mappings, or find that they are."""
+        if isinstance(value, Mapping):
+            return {name: self._put(each) for name, each in value.items()}
+        if not isinstance(value, Tensor):
+            return snapshot(value)
+        digest = _digest(value)
         if digest not in self._tensors:
-            self._tensors[digest] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            self._tensors[digest] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         self._uses[digest] += 1
         return _Stored(digest)
 
     def _drop(self, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for each in value.values():
+                self._drop(each)
         if isinstance(value, _Stored):
             self._uses[value.digest] -= 1
             if not self._uses[value.digest]:
