@@ -33,7 +33,9 @@ class FederatedNode:
     four of the constructor go to `build`, which is called once, when the node exists.
     """
 
-    def __init__(self, node_id: NodeId, role: str = "train", config: Any = None, log: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, node_id: NodeId, role: str = "train", config: Any = None, log: Any = None, **kwargs: Any
+    ) -> None:
         self.id, self.role, self.config = node_id, role, config
         self.log = log or LOG
         self.metrics: dict[str, Any] = {}

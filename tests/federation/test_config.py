@@ -166,7 +166,7 @@ def test_a_sweep_is_every_combination_and_commas_in_a_rule_are_its_own(tmp_path:
     assert runs[1][1].defence.rule == "centered_clipping(tau=1.0, iterations=2)"
     assert (runs[-1][1].training.lr, runs[-1][1].nodes.byzantine) == (0.2, 1)
     assert len(config.sweep(path)) == 4
-    with pytest.raises(SpecError, match=r"with training.lr=-1: training.lr: must be float > 0\.0"):
+    with pytest.raises(SpecError, match=r"with training.lr=-1, nodes.byzantine=0: training.lr: must be float > 0\.0"):
         config.sweep(path, (), ["training.lr=0.1,-1", "nodes.byzantine=0"])
     with pytest.raises(SpecError, match="at most 1000"):
         config.sweep(path, (), ["federation.seed=" + ",".join(map(str, range(500)))])
