@@ -9,8 +9,8 @@ from typing import Any
 
 from byzflow.errors import FederationError, Stopped
 from byzflow.federation.message import Message, snapshot
-from byzflow.federation.topology_manager import PATIENCE, TopologyManager
 from byzflow.federation.published import Published
+from byzflow.federation.topology_manager import PATIENCE, TopologyManager
 from byzflow.gossip.effects import NodeId
 
 LOG = logging.getLogger("byzflow.node")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from byzflow.errors import SpecError
 from byzflow.gossip.door import Door
@@ -67,7 +67,7 @@ class Clusters:
             if count > len(nodes):
                 raise SpecError(f"{count} clusters of {len(nodes)} nodes: take at most one a node")
             bounds = [round(place * len(nodes) / count) for place in range(count + 1)]
-            return tuple(tuple(nodes[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+            return tuple(tuple(nodes[a:b]) for a, b in pairwise(bounds))
         given = [node for group in self.groups for node in group]
         if sorted(map(str, given)) != sorted(map(str, nodes)) or not all(self.groups):
             odd = sorted({str(node) for node in given} ^ {str(node) for node in nodes})
