@@ -55,6 +55,10 @@ class HonestNode(Node):
             f"{type(self).__name__} needs set_parameters(vector) to take part in gossip, or to rejoin"
         )
 
+    def samples(self) -> float:
+        """How many samples it learns from, as far as it knows; 1 unless a subclass says so."""
+        return 1.0
+
     lr: float = 0.05
     """Step size of `half_step`."""
 
@@ -96,6 +100,10 @@ class ByzantineNode(Node):
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """No data."""
         return torch.empty(0), torch.empty(0, dtype=torch.long)
+
+    def samples(self) -> float:
+        """How many samples it claims to learn from: more than anybody has."""
+        return 1e12
 
     def apply_server_gradient(self, gradient: Tensor) -> None:
         """Do not care."""
