@@ -24,6 +24,7 @@ from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame, Link
 from byzflow.actors.remote import LinkBackend, serve
 from byzflow.actors.socket_link import SocketLink, dial
+from byzflow.actors.ucx_server import UcxWorkers
 from byzflow.actors.wire import Limits
 from byzflow.errors import ActorError, LinkClosed
 
@@ -35,15 +36,15 @@ HANDSHAKE = 5.0  # seconds
 ATTEMPTS = (0.0, 0.2, 0.5, 1.0, 2.0)  # seconds before each
 
 
-def address(url: str) -> tuple[str, int]:
-    """Host and port of tcp://host:port. Raises ActorError."""
+def address(url: str, scheme: str = "tcp") -> tuple[str, int]:
+    """Host and port of scheme://host:port. Raises ActorError."""
     parts = urlsplit(url)
     try:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "tcp" or not parts.hostname or port is None or parts.path or parts.query:
-        raise ActorError(f"{url!r} is no address; write tcp://host:7000")
+    if parts.scheme != scheme or not parts.hostname or port is None or parts.path or parts.query:
+        raise ActorError(f"{url!r} is no address; write {scheme}://host:7000")
     return parts.hostname, port
 
 
@@ -75,7 +76,7 @@ class TcpBackend(LinkBackend):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """Of tcp://host:port; options keys=DIR, plain=False, timeout=5.0 seconds, limits."""
-        return cls(*address(url), **options)
+        return cls(*address(url, cls.scheme), **options)
 
     def __init__(
         self,
@@ -93,7 +94,12 @@ class TcpBackend(LinkBackend):
         self.limits = limits or Limits()
 
     async def connect(self, name: str) -> Link:
-        """Dial, several times with growing pauses; then tell who speaks, and hear who answers."""
+        """Dial, and say hello."""
+        link, _ = await self.enter(name)
+        return link
+
+    async def enter(self, name: str, *wishes: str) -> tuple[SocketLink, list[Any]]:
+        """Dial, several times with growing pauses; then tell who speaks, and hear who answers, and what it grants."""
         problem: Exception | None = None
         for pause in ATTEMPTS:
             await asyncio.sleep(pause)
@@ -104,7 +110,7 @@ class TcpBackend(LinkBackend):
             except (OSError, TimeoutError) as error:
                 problem = error
                 continue
-            return await self._greet(link, name)
+            return link, await self._greet(link, [__version__, name, *wishes])
         raise ActorError(
             f"{self.where} cannot be reached: {problem or 'no answer'}; is `byzflow actor-server` running there, "
             "and the port open?"
@@ -113,19 +119,19 @@ class TcpBackend(LinkBackend):
     @property
     def where(self) -> str:
         """Its address."""
-        return f"tcp://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}"
 
-    async def _greet(self, link: SocketLink, name: str) -> Link:
+    async def _greet(self, link: SocketLink, words: list[str]) -> list[Any]:
         try:
             async with asyncio.timeout(self.timeout):
-                await link.send(Frame(HELLO, WIRE, [__version__, name]))
+                await link.send(Frame(HELLO, WIRE, words))
                 answer = await link.recv()
         except (LinkClosed, TimeoutError) as error:
             await link.close()
             raise ActorError(f"{self.where} ended the connection: it may not trust this side's key ({error})") from None
         match answer:
-            case Frame(kind="hello", number=1, body=[str(_)]):
-                return link
+            case Frame(kind="hello", number=1, body=[str(_), *granted]) if bool(granted) == (len(words) > 2):
+                return granted
         await link.close()
         raise ActorError(f"{self.where} refused: {answer.body if isinstance(answer.body, str) else 'another wire'}")
 
@@ -140,6 +146,14 @@ class TcpBackend(LinkBackend):
                 f"entry point of the group {GROUP}"
             )
         return f"{fn.__module__}:{name}"
+
+
+def found(name: Any, among: Mapping[str, Callable[[], Any]]) -> Any:
+    """What a peer named, if it is let in. Raises ActorError."""
+    if not isinstance(name, str) or name not in among:
+        shown = name[:80] if isinstance(name, str) else type(name).__name__
+        raise ActorError(f"{shown!r} may not be run here: let it in by an entry point of the group {GROUP}")
+    return among[name]()
 
 
 def allowed() -> dict[str, Callable[[], Any]]:
@@ -160,6 +174,8 @@ class ActorServer:
     plain : go without, with a warning.
     allow : more functions and classes that peers may name, beside the entry points of the group `byzflow.remote`.
     connections : at most so many at once, and `each` of one peer.
+    ucx : also serve `ucx://`, each worker in a process of its own; `allow` must then name what can be imported.
+    trusted_fabric : needed for that: nobody but these hosts is on the network of UCX_NET_DEVICES.
     """
 
     def __init__(
@@ -172,12 +188,15 @@ class ActorServer:
         connections: int = 128,
         each: int = 32,
         limits: Limits | None = None,
+        ucx: bool = False,
+        trusted_fabric: bool = False,
     ) -> None:
         self.host, self.port = address(url)
         self.keys = keys_for(self.host, keys, plain)
         self.connections, self.each, self.limits = connections, each, limits or Limits()
         self.refused: dict[str, dict[str, int]] = {}  # peer -> reason -> count
         self._allowed = allowed() | {name: (lambda value=value: value) for name, value in (allow or {}).items()}
+        self.ucx = UcxWorkers(is_here(self.host), trusted_fabric, allow or {}, self.limits) if ucx else None
         self._links: dict[SocketLink, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
 
@@ -240,7 +259,14 @@ class ActorServer:
                 case Frame(kind="hello", number=1, body=[str(version), str(name)]) if _fits(version):
                     link.limits = self.limits
                     await link.send(Frame(HELLO, WIRE, [__version__]))
-                case Frame(kind="hello", body=[str(version), *_]):
+                case Frame(kind="hello", number=1, body=[str(version), str(name), "ucx"]) if _fits(version):
+                    if self.ucx is None:
+                        raise ActorError("this server has no UCX: start it with --ucx --trusted-fabric")
+                    async with self.ucx.worker(name[:64], link.peer, self.count) as worker:
+                        await link.send(Frame(HELLO, WIRE, [__version__, worker.port, worker.token]))
+                        await worker.ended(link)
+                    return
+                case Frame(kind="hello", body=[str(version), *_]) if not _fits(version):
                     raise ActorError(f"versions differ: {version[:20]} there, {__version__} here")
                 case _:
                     raise ActorError("the first frame must be a hello")
@@ -261,10 +287,7 @@ class ActorServer:
             await link.close()
 
     def _find(self, name: Any) -> Any:
-        if not isinstance(name, str) or name not in self._allowed:
-            shown = name[:80] if isinstance(name, str) else type(name).__name__
-            raise ActorError(f"{shown!r} may not be run here: let it in by an entry point of the group {GROUP}")
-        return self._allowed[name]()
+        return found(name, self._allowed)
 
 
 class _Served(SocketLink):

@@ -15,13 +15,17 @@ import click
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder of keys; needed beyond this host.")
 @click.option("--plain", is_flag=True, help="Go without encryption and authentication, with a warning.")
 @click.option("--connections", type=click.IntRange(1), default=128, show_default=True, help="At most so many at once.")
-def command(listen: str, keys: Path | None, plain: bool, connections: int) -> None:
+@click.option("--ucx", is_flag=True, help="Also serve ucx:// on the network of UCX_NET_DEVICES.")
+@click.option("--trusted-fabric", is_flag=True, help="Needed for --ucx: none but trusted hosts are on that network.")
+def command(listen: str, keys: Path | None, plain: bool, connections: int, ucx: bool, trusted_fabric: bool) -> None:
     """Serve workers until interrupted; each connection is one worker, and ends with it."""
     from byzflow.actors.tcp import ActorServer
     from byzflow.errors import ActorError
 
     async def main() -> None:
-        server = ActorServer(listen, keys=keys, plain=plain, connections=connections)
+        server = ActorServer(
+            listen, keys=keys, plain=plain, connections=connections, ucx=ucx, trusted_fabric=trusted_fabric
+        )
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -30,7 +34,8 @@ def command(listen: str, keys: Path | None, plain: bool, connections: int) -> No
                 await stack.enter_async_context(server)
             except OSError as error:
                 raise ActorError(f"cannot listen at {listen}: {error.strerror}; is the port in use?") from None
-            click.echo(f"serving at {server.url}" + ("" if server.keys is None else ", TLS, trusted peers only"))
+            tls = "" if server.keys is None else ", TLS, trusted peers only"
+            click.echo(f"serving at {server.url}{tls}{', UCX' if ucx else ''}")
             await ended.wait()
         for peer, reasons in server.refused.items():
             for reason, count in reasons.items():

@@ -1,0 +1,126 @@
+"""The side of UCX that never loads it: a process for each worker, which an actor server starts, watches and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import reduce
+from importlib import import_module
+from typing import Any
+
+import msgspec
+
+from byzflow.actors.link import Link
+from byzflow.actors.process import interpreter, reap
+from byzflow.actors.ucx_link import CONNECT, check
+from byzflow.actors.wire import Limits
+from byzflow.errors import ActorError, LinkClosed
+
+CHILD = "from byzflow.actors.ucx_child import main; main()"
+TOKEN = 32  # bytes
+
+Count = Callable[[str, str], None]
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What the process is to be: the first line that it reads."""
+
+    token: bytes
+    name: str
+    peer: str
+    limits: Limits
+    allow: list[str]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A line that the process writes: the port that it listens at, or whom it refused, and why."""
+
+    port: int = 0
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class UcxWorker:
+    """A process that listens for one peer."""
+
+    port: int
+    token: bytes
+    _reports: AsyncIterator[Report]
+    _refused: Callable[[str], None]
+
+    async def ended(self, link: Link) -> None:
+        """Wait for the end of the process or of the link to its peer."""
+        either = {asyncio.create_task(_until_closed(link)), asyncio.create_task(self._follow())}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in either:
+                task.cancel()
+
+    async def _follow(self) -> None:
+        async for report in self._reports:
+            if report.refused:
+                self._refused(report.refused)
+
+
+class UcxWorkers:
+    """Starts them; `allow` is what peers may name beside the entry points."""
+
+    def __init__(self, local: bool, trusted_fabric: bool, allow: Mapping[str, Any], limits: Limits) -> None:
+        check(local, trusted_fabric)
+        self._allow, self._limits = list(allow), limits
+        for name, value in allow.items():
+            if imported(name) is not value:
+                raise ActorError(f"{name!r} has to be where it is: a process of UCX's imports it by that name")
+
+    @asynccontextmanager
+    async def worker(self, name: str, peer: str, count: Count) -> AsyncIterator[UcxWorker]:
+        """A process, until the block ends; it listens already, and refusals are counted."""
+        here, there = socket.socketpair()
+        process = interpreter(CHILD, there, [], {})
+        reader, writer = await asyncio.open_connection(sock=here)
+        try:
+            job = Job(secrets.token_bytes(TOKEN), name, peer, self._limits, self._allow)
+            writer.write(msgspec.json.encode(job) + b"\n")
+            reports = _reports(reader)
+            try:
+                async with asyncio.timeout(CONNECT):
+                    first = await anext(reports, Report())
+            except TimeoutError:
+                first = Report()
+            if not first.port:
+                raise ActorError(f"no UCX here: {first.refused or 'its process did not come up'}")
+            yield UcxWorker(first.port, job.token, reports, lambda reason: count(peer, reason))
+        finally:
+            writer.close()
+            if code := await asyncio.shield(asyncio.to_thread(reap, process)):
+                count(peer, f"the UCX process of a worker died, with code {code}")
+
+
+def imported(name: str) -> Any:
+    """What stands at "module:name". Raises ActorError if nothing does."""
+    module, _, path = name.partition(":")
+    try:
+        return reduce(getattr, path.split("."), import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ActorError(f"{name!r} cannot be imported: {error}") from None
+
+
+async def _reports(reader: asyncio.StreamReader) -> AsyncIterator[Report]:
+    """What the process says, until it ends or says what it must not: hostile packets may have taken it over."""
+    try:
+        while line := await reader.readline():
+            yield msgspec.json.decode(line, type=Report)
+    except (OSError, ValueError, msgspec.DecodeError):
+        return
+
+
+async def _until_closed(link: Link) -> None:
+    try:
+        await link.recv()  # nothing is said there any more
+    except LinkClosed:
+        return
