@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -62,7 +63,8 @@ async def _main(control: socket.socket) -> None:
         refuse("nobody came with the token in time")
     await door.empty.wait()
     listener.close()  # not before: the port stays open as long as an endpoint that came by it, and this answers there
-    await writer.drain()
+    with suppress(ConnectionError):  # the owner was killed
+        await writer.drain()
 
 
 class Door:

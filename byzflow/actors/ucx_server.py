@@ -49,22 +49,15 @@ class UcxWorker:
 
     port: int
     token: bytes
-    _reports: AsyncIterator[Report]
-    _refused: Callable[[str], None]
+    _over: asyncio.Task[None]
 
     async def ended(self, link: Link) -> None:
         """Wait for the end of the process or of the link to its peer."""
-        either = {asyncio.create_task(_until_closed(link)), asyncio.create_task(self._follow())}
+        closed = asyncio.create_task(_until_closed(link))
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({closed, self._over}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in either:
-                task.cancel()
-
-    async def _follow(self) -> None:
-        async for report in self._reports:
-            if report.refused:
-                self._refused(report.refused)
+            closed.cancel()
 
 
 class UcxWorkers:
@@ -83,6 +76,7 @@ class UcxWorkers:
         here, there = socket.socketpair()
         process = interpreter(CHILD, there, [], {})
         reader, writer = await asyncio.open_connection(sock=here)
+        over: asyncio.Task[None] | None = None
         try:
             job = Job(secrets.token_bytes(TOKEN), name, peer, self._limits, self._allow)
             writer.write(msgspec.json.encode(job) + b"\n")
@@ -94,10 +88,15 @@ class UcxWorkers:
                 first = Report()
             if not first.port:
                 raise ActorError(f"no UCX here: {first.refused or 'its process did not come up'}")
-            yield UcxWorker(first.port, job.token, reports, lambda reason: count(peer, reason))
+            over = asyncio.create_task(_follow(reports, lambda reason: count(peer, reason)))
+            yield UcxWorker(first.port, job.token, over)
         finally:
+            writer.write_eof()  # it is to end, and says before that what it refused
+            code = await asyncio.shield(asyncio.to_thread(reap, process))
+            if over is not None:
+                await asyncio.wait([over])
             writer.close()
-            if code := await asyncio.shield(asyncio.to_thread(reap, process)):
+            if code:
                 count(peer, f"the UCX process of a worker died, with code {code}")
 
 
@@ -117,6 +116,12 @@ async def _reports(reader: asyncio.StreamReader) -> AsyncIterator[Report]:
             yield msgspec.json.decode(line, type=Report)
     except (OSError, ValueError, msgspec.DecodeError):
         return
+
+
+async def _follow(reports: AsyncIterator[Report], refused: Callable[[str], None]) -> None:
+    async for report in reports:
+        if report.refused:
+            refused(report.refused)
 
 
 async def _until_closed(link: Link) -> None:
