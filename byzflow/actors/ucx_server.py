@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -91,11 +92,12 @@ class UcxWorkers:
             over = asyncio.create_task(_follow(reports, lambda reason: count(peer, reason)))
             yield UcxWorker(first.port, job.token, over)
         finally:
-            writer.write_eof()  # it is to end, and says before that what it refused
-            code = await asyncio.shield(asyncio.to_thread(reap, process))
-            if over is not None:
-                await asyncio.wait([over])
-            writer.close()
+            ending = asyncio.create_task(_end(process, writer, over))
+            try:
+                code = await asyncio.shield(ending)
+            except asyncio.CancelledError:  # the server closes meanwhile; nothing is to be left behind
+                await asyncio.wait([ending])
+                raise
             if code:
                 count(peer, f"the UCX process of a worker died, with code {code}")
 
@@ -116,6 +118,16 @@ async def _reports(reader: asyncio.StreamReader) -> AsyncIterator[Report]:
             yield msgspec.json.decode(line, type=Report)
     except (OSError, ValueError, msgspec.DecodeError):
         return
+
+
+async def _end(process: subprocess.Popen[bytes], writer: asyncio.StreamWriter, over: asyncio.Task[None] | None) -> int:
+    """Let a process end, and take what it still reports; its code."""
+    writer.write_eof()
+    code = await asyncio.to_thread(reap, process)
+    if over is not None:
+        await asyncio.wait([over])
+    writer.close()
+    return code
 
 
 async def _follow(reports: AsyncIterator[Report], refused: Callable[[str], None]) -> None:
