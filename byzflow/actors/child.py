@@ -15,16 +15,21 @@ PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Serve on the socket whose descriptor, and under the name that, are on the command line."""
     fd, name = int(sys.argv[1]), sys.argv[2]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner says when to end
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    belong_to_owner()
     asyncio.run(_serve(socket.socket(fileno=fd), name))
     sys.stdout.flush()
     os._exit(0)  # a plain function that still runs in its thread would hold the process up
 
 
+def belong_to_owner() -> None:
+    """Not be interrupted beside the owner, which says when to end, and not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 async def _serve(control: socket.socket, name: str) -> None:
     from byzflow.actors.memory_link import ProcessLink
-    from byzflow.actors.remote import serve
+    from byzflow.actors.remote import Worker, serve
 
-    await serve(ProcessLink(control, "the owner of this worker"), name)
+    await serve(ProcessLink(control, "the owner of this worker"), Worker(name))

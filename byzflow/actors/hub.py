@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -52,6 +52,7 @@ class Hub(Accounts):
     keys : own and trusted keys, or their folder; needed unless the address is of this host alone.
     plain : go without, with a warning. Then nobody is who they say: `link.peer` is an address, `link.said` a claim.
     purpose : what the links are for, such as "actors" or "federation:RUN"; both sides must name the same.
+    also : further purposes of links that come in; `serve` sees in the hello which it is.
     connections : at most so many that came in at once, and `each` of one peer, if peers are known by keys. When it is
         full, a newcomer takes the place of the peer with the lowest score, if its own is higher.
     budget : bytes of arrays of one peer that may wait here; by default twice `limits.body`. Its links are not read on
@@ -67,6 +68,7 @@ class Hub(Accounts):
         keys: str | Path | Keys | None = None,
         plain: bool = False,
         purpose: str = "actors",
+        also: Sequence[str] = (),
         connections: int = 128,
         each: int = 32,
         limits: Limits | None = None,
@@ -80,6 +82,7 @@ class Hub(Accounts):
         self.host, self.port = ("", 0) if listen is None else address(listen)
         self.keys = keys_for(self.host or "localhost", keys, plain)
         self.plain, self.purpose, self.connections, self.each = plain, purpose, connections, each
+        self._purposes = (purpose, *also)
         self._serve, self._random = serve, random or Random()
         self._serving: dict[SocketLink, asyncio.Task[None]] = {}  # links that came in, and what serves them
         self._server: asyncio.Server | None = None
@@ -156,7 +159,7 @@ class Hub(Accounts):
                         raise ActorError(f"{url} {error}") from None
                 raise
             return link
-        program = "`byzflow actor-server`" if self.purpose == "actors" else "the other side"
+        program = "`byzflow actor-server`" if self.purpose.startswith("actors") else "the other side"
         raise ActorError(
             f"{url} cannot be reached: {problem or 'no answer'}; is {program} running there, and the port open?"
         )
@@ -236,7 +239,7 @@ class Hub(Accounts):
         assert self._serve is not None
         try:
             async with asyncio.timeout(HANDSHAKE):
-                hello = await welcome(link, self.purpose, self.limits)
+                hello = await welcome(link, self._purposes, self.limits)
             await self._serve(link, hello)
         except TimeoutError:
             self.count(link.peer, "no hello in time")

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from byzflow.actors.link import Link
@@ -49,29 +50,39 @@ class ProcessBackend(LinkBackend):
         """Start the process."""
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         count = str(self.threads)
-        with there:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(there.fileno()), name],
-                pass_fds=(there.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-                    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count),
-                },
-            )
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
+        self._process = interpreter(CHILD, there, [name], threads)
         return ProcessLink(here, f"the process of worker {name!r} (pid {self._process.pid})")
 
     async def close(self) -> None:
         """End the link; a process that does not end by itself within two seconds is killed."""
         await super().close()
         if self._process is not None:
-            await asyncio.shield(asyncio.to_thread(_reap, self._process))
+            await asyncio.shield(asyncio.to_thread(reap, self._process))
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
+def interpreter(
+    code: str, there: socket.socket, arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """A fresh Python that runs `code` with this end of a socket pair, its descriptor as the first argument."""
+    with there:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(there.fileno()), *arguments],
+            pass_fds=(there.fileno(),),
+            stdin=subprocess.DEVNULL,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                **environment,
+            },
+        )
+
+
+def reap(process: subprocess.Popen[bytes]) -> int:
+    """The code that a process ends with; one that does not within two seconds is killed, which counts as 0."""
     try:
-        process.wait(PATIENCE)
+        return process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+        return 0

@@ -117,9 +117,8 @@ class Worker:
         raise ActorError(f"no such request: {kind!r} with {len(arguments)} arguments")
 
 
-async def serve(link: Link, name: str) -> None:
-    """Be a worker at this end, until the link ends."""
-    worker = Worker(name)
+async def serve(link: Link, worker: Worker) -> None:
+    """Be the worker at this end, until the link ends."""
     worker.rpc = rpc = Rpc(link, worker.answer)
     try:
         await rpc.run()

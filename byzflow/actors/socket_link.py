@@ -72,6 +72,11 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         """If nothing has ended it yet."""
         return not self._why
 
+    @property
+    def address(self) -> str:
+        """The peer's IP address."""
+        return "" if self._transport is None else str(self._transport.get_extra_info("peername")[0])
+
     def refuse(self, why: str) -> None:
         """End it at once."""
         self._end(why)

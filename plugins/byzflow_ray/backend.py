@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from byzflow.actors.link import Frame, Link, MemoryLink
 from byzflow.actors.objects import dumps, loads
-from byzflow.actors.remote import LinkBackend, serve
+from byzflow.actors.remote import LinkBackend, Worker, serve
 from byzflow.errors import ActorError, LinkClosed
 
 OPTIONS = {"num_cpus", "num_gpus", "resources", "max_restarts", "placement_group", "bundle", "address"}
@@ -91,7 +91,7 @@ class Place:
     async def ready(self) -> None:
         """Begin to serve."""
         self._link, inside = MemoryLink.pair(limit=0)
-        self._serving = asyncio.create_task(serve(inside, self._name))
+        self._serving = asyncio.create_task(serve(inside, Worker(self._name)))
 
     async def put(self, head: bytes, buffers: list[Any]) -> None:
         """A frame from the owner."""

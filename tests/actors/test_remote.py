@@ -9,7 +9,7 @@ import pytest
 
 from byzflow.actors.conformance import CHECKS, _checked, echo
 from byzflow.actors.link import Frame, Link, MemoryLink
-from byzflow.actors.remote import LinkBackend, serve
+from byzflow.actors.remote import LinkBackend, Worker, serve
 from byzflow.actors.rpc import Rpc
 from byzflow.errors import ActorError, LinkClosed, NotEnoughSenders, RemoteError, WorkerDied, restored, told
 
@@ -23,7 +23,7 @@ class Queued(LinkBackend):
 
     async def connect(self, name: str) -> Link:
         self.here, there = MemoryLink.pair()
-        self.serving = asyncio.create_task(serve(there, name))
+        self.serving = asyncio.create_task(serve(there, Worker(name)))
         return self.here
 
 
@@ -76,7 +76,7 @@ def test_a_flood_of_requests_is_refused_not_kept() -> None:
 def test_answers_to_nothing_and_unknown_requests_do_no_harm() -> None:
     async def main() -> None:
         here, there = MemoryLink.pair()
-        serving = asyncio.create_task(serve(there, "w"))
+        serving = asyncio.create_task(serve(there, Worker("w")))
         await here.send(Frame("result", 77, None))
         await here.send(Frame("cancel", 78))
         for body in ([], [1, 2], ["x"] * 9):
