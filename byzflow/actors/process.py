@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any, Self
 
 from byzflow.actors.link import Link
@@ -49,17 +50,20 @@ class ProcessBackend(LinkBackend):
         """Start the process."""
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         count = str(self.threads)
-        with there:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(there.fileno()), name],
-                pass_fds=(there.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-                    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count),
-                },
-            )
+        with ExitStack() as unless_started:
+            unless_started.callback(here.close)
+            with there:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", CHILD, str(there.fileno()), name],
+                    pass_fds=(there.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count),
+                    },
+                )
+            unless_started.pop_all()
         return ProcessLink(here, f"the process of worker {name!r} (pid {self._process.pid})")
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from byzflow.actors.backend import Backend
 from byzflow.actors.host import Host, Route
-from byzflow.errors import ActorError, WorkerDied
+from byzflow.errors import ActorError, WorkerDied, WorkerGone
 from byzflow.graph.messages import Message
 
 R = TypeVar("R")
@@ -89,7 +89,7 @@ class ThreadBackend(Backend):
         """Run it on the worker's loop. A cancelled caller waits until it has ended there."""
         host, there, here = self._host, self._loop, asyncio.get_running_loop()
         if host is None or there is None:
-            raise WorkerDied("this thread worker is not running: it was closed, or never started")
+            raise WorkerGone("this thread worker is not running: it was closed, or never started")
         ended = asyncio.Event()
 
         async def tracked() -> R:

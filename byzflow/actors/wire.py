@@ -172,12 +172,12 @@ def _plain(value: Any, arrays: list[Array], bodies: list[memoryview]) -> Any:
 
 
 def _array(array: Array, data: np.ndarray[Any, Any]) -> Any:
+    if array.dtype == "bool":  # bytes other than 0 and 1 are no truth values
+        data = data != 0
     if not array.tensor:
         return data.view(array.dtype).reshape(array.shape)
     dtype = DTYPES[array.dtype]
     flat = torch.from_numpy(data).view(dtype) if data.size else torch.empty(0, dtype=dtype)
-    if array.dtype == "bool":  # bytes other than 0 and 1 are no truth values
-        flat = torch.from_numpy(data) != 0
     tensor = flat.reshape(array.shape)
     return tensor.requires_grad_() if array.requires_grad and dtype.is_floating_point else tensor
 

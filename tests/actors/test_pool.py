@@ -154,6 +154,7 @@ class Mortal(ThreadBackend):
         self.lives -= 1
         if self.lives < 0:
             await self.close()
+            raise WorkerDied("it died during the call")
         return await super().call(fn, args, kwargs)
 
 
