@@ -35,7 +35,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-
 MESSAGE = 4000  # characters of an error's message that travel
 
 

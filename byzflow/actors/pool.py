@@ -109,7 +109,8 @@ class ActorPool:
     async def run_subtask(self, subtask: SubTask) -> Any:
         """The result of one call. Raises what it raises, WorkerDied when its retries are used up.
 
-        A worker that had ended before it was asked is replaced, and that costs no retry: the call never ran. Raises ActorError at once if it requires what no worker of the pool has.
+        A worker that had ended before it was asked is replaced, and that costs no retry: the call never ran. Raises
+        ActorError at once if the subtask requires what no worker of the pool has.
         """
         await self.start()
         if subtask.require and not any(worker.fits(subtask) for worker in self.workers.values()):

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 from byzflow import __version__
+from byzflow.actors.door import Door
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame, Link
 from byzflow.actors.remote import LinkBackend, serve
@@ -193,12 +194,15 @@ class ActorServer:
 
     async def __aenter__(self) -> Self:
         names = None if self.keys is None else self.keys.names()
+        context = None if self.keys is None else self.keys.context(server=True)
+
+        def link() -> _Served:
+            return _Served(self, names)
+
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Served(self, names),
+            link if context is None else lambda: Door(context, HANDSHAKE, link, self.count),
             self.host,
             self.port,
-            ssl=None if self.keys is None else self.keys.context(server=True),
-            ssl_handshake_timeout=None if self.keys is None else HANDSHAKE,
             reuse_address=sys.platform != "win32",
         )
         self.port = self._server.sockets[0].getsockname()[1]

@@ -14,7 +14,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -32,6 +32,8 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ARRAY, TUPLE, MAPPING = 1, 2, 3  # extension codes of the header
+MOST = 4096  # arrays; told to the decoder, which then makes none of too many
+NESTED = 100  # values inside values: opening a thousand costs milliseconds and ends in a RecursionError
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class Limits:
 
     header: int = 1 << 16
     body: int = 1 << 30
-    arrays: int = 4096
+    arrays: int = MOST
     dims: int = 8
 
 
-class Array(msgspec.Struct, forbid_unknown_fields=True, array_like=True, frozen=True):
+class Array(msgspec.Struct, forbid_unknown_fields=True, array_like=True, frozen=True, gc=False):
     """What is said of one array before its bytes come."""
 
     dtype: str
@@ -65,7 +67,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True, array_like=True, frozen
     kind: str
     number: int
     value: msgspec.Raw
-    arrays: list[Array]
+    arrays: Annotated[list[Array], msgspec.Meta(max_length=MOST)]
 
 
 _decoder = msgspec.msgpack.Decoder(Header)
@@ -124,12 +126,17 @@ def decode(header: Header, body: np.ndarray[Any, Any]) -> Frame:
     """The frame; its arrays lie in `body`, which is not copied. Raises WireError."""
     offsets, _ = places([array.nbytes for array in header.arrays])
     arrays: list[Any] = []
+    depth = 0
 
     def extension(code: int, data: memoryview) -> Any:
+        nonlocal depth
         if code == ARRAY:
             return arrays[int.from_bytes(data, "big")]
         if code in (TUPLE, MAPPING):
+            depth += 1
+            _within(depth, NESTED, "values inside each other")
             inner = msgspec.msgpack.decode(data, ext_hook=extension)
+            depth -= 1
             return tuple(inner) if code == TUPLE else dict(inner)
         raise WireError(f"extension {code} is not known")
 
@@ -143,8 +150,10 @@ def decode(header: Header, body: np.ndarray[Any, Any]) -> Frame:
     return Frame(header.kind, header.number, value)
 
 
-def _plain(value: Any, arrays: list[Array], bodies: list[memoryview]) -> Any:
+def _plain(value: Any, arrays: list[Array], bodies: list[memoryview], depth: int = 0) -> Any:
     """The value with extensions in the place of what msgpack does not have."""
+    if depth > NESTED:
+        raise TypeError(f"more than {NESTED} values inside each other")
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     if isinstance(value, torch.Tensor):
@@ -161,10 +170,10 @@ def _plain(value: Any, arrays: list[Array], bodies: list[memoryview]) -> Any:
     elif isinstance(value, np.generic):
         return value.item()
     elif isinstance(value, Mapping):
-        items = [[_plain(key, arrays, bodies), _plain(each, arrays, bodies)] for key, each in value.items()]
-        return msgspec.msgpack.Ext(MAPPING, msgspec.msgpack.encode(items))
+        inner = ([_plain(part, arrays, bodies, depth + 1) for part in pair] for pair in value.items())
+        return msgspec.msgpack.Ext(MAPPING, msgspec.msgpack.encode(list(inner)))
     elif isinstance(value, list | tuple):
-        items = [_plain(each, arrays, bodies) for each in value]
+        items = [_plain(each, arrays, bodies, depth + 1) for each in value]
         return items if isinstance(value, list) else msgspec.msgpack.Ext(TUPLE, msgspec.msgpack.encode(items))
     else:
         raise TypeError(f"a {type(value).__name__}")

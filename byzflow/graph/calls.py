@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-# A future does not take StopIteration, so who waits for it would wait for ever; the others end a loop, or read as if the
-# caller itself had been cancelled.
+# A future does not take StopIteration, so that who waits for it would wait for ever; the others end an event loop, or
+# read as if the caller itself had been cancelled.
 NO_ERRORS = (StopIteration, SystemExit, KeyboardInterrupt, asyncio.CancelledError)
 
 

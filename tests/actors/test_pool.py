@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 
 import byzflow
 from byzflow.actors import ActorPool, ActorPoolConfig, SubTask, here, resolve, spawn
-from byzflow.actors.conformance import CHECKS, Account, _checked, doze, echo, fail
+from byzflow.actors.conformance import CHECKS, Account, _checked, doze, echo
 from byzflow.actors.thread import ThreadBackend
 from byzflow.errors import ActorError, MessageTimeout, WorkerDied
 from byzflow.graph import NodeScheduler, make_single_operator_graph
@@ -54,22 +52,6 @@ def test_the_overviews_example_runs() -> None:
     assert torch.equal(asyncio.run(main()), byzflow.aggregate("median", gradients))
 
 
-def test_workers_start_when_needed_and_once() -> None:
-    async def main() -> None:
-        before = threading.active_count()
-        pool = threads(2)
-        assert threading.active_count() == before
-        await asyncio.gather(*(pool.run_subtask(SubTask(echo, (k,))) for k in range(8)))
-        assert sum("loop" in thread.name and "thread-" in thread.name for thread in threading.enumerate()) == 2
-        await pool.shutdown()
-        await pool.shutdown()
-        with pytest.raises(ActorError, match="was shut down"):
-            await pool.run_subtask(SubTask(echo, (1,)))
-
-    asyncio.run(main())
-    assert not any("thread-" in thread.name and "loop" in thread.name for thread in threading.enumerate())
-
-
 def test_names_are_unique() -> None:
     pool = ActorPool(
         [ActorPoolConfig("thread:", 2), ActorPoolConfig("thread:", 1), ActorPoolConfig("thread:", name="a")]
@@ -83,16 +65,6 @@ def test_names_are_unique() -> None:
         ActorPool([])
     with pytest.raises(ActorError, match="no backend for 'thred:'; did you mean thread"):
         resolve("thred:")
-
-
-def test_three_calls_on_two_workers_take_two_turns() -> None:
-    async def main() -> float:
-        async with threads(2) as pool:
-            start = time.perf_counter()
-            assert await pool.run_many([SubTask(doze, (0.2,)) for _ in range(3)]) == [0.2] * 3
-            return time.perf_counter() - start
-
-    assert asyncio.run(main()) < 0.55
 
 
 def test_calls_go_where_they_are_fit() -> None:
@@ -119,26 +91,6 @@ def test_calls_go_where_they_are_fit() -> None:
             assert (await pool.run_subtask(SubTask(who))).startswith("plain")
             assert not behind.done()
             await asyncio.gather(blocked, behind)
-
-    asyncio.run(main())
-
-
-def test_the_first_failure_cancels_the_rest() -> None:
-    ran = []
-
-    def note(k: int) -> None:
-        time.sleep(0.02)
-        ran.append(k)
-
-    async def main() -> None:
-        async with threads(2) as pool:
-            tasks = [SubTask(note, (0,)), SubTask(fail, ("boom",)), *(SubTask(note, (k,)) for k in range(1, 200))]
-            with pytest.raises(ValueError, match="boom"):
-                await pool.run_many(tasks)
-            count = len(ran)
-            await asyncio.sleep(0.1)
-            assert len(ran) == count < 20
-            assert await pool.run_subtask(SubTask(echo, ("still there",))) == "still there"
 
     asyncio.run(main())
 
