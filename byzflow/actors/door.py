@@ -60,7 +60,7 @@ class Door(asyncio.Protocol):
         link.connection_made(transport)
         early = memoryview(self._early[:EARLY])
         while early and not transport.is_closing():
-            into = link.get_buffer(-1)
+            into = memoryview(link.get_buffer(-1))
             size = min(len(into), len(early))
             into[:size], early = early[:size], early[size:]
             link.buffer_updated(size)

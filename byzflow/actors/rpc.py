@@ -54,10 +54,15 @@ class Rpc:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
         try:
-            try:
-                await self.link.send(Frame(kind, number, list(arguments)))
-            except LinkClosed as error:
+            await self.link.send(Frame(kind, number, list(arguments)))  # cancelled here it was not asked
+        except BaseException as error:
+            del self._asked[number]
+            if future.done() and not future.cancelled():
+                future.exception()  # seen
+            if isinstance(error, LinkClosed):
                 raise WorkerDied(self._closed or str(error)) from None
+            raise
+        try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             if not future.done():
@@ -81,6 +86,7 @@ class Rpc:
             if future is not None and not future.done():
                 _settle(future, frame)
         elif frame.kind == CANCEL:
+            await asyncio.sleep(0)  # a task that is cancelled before its first step answers nobody
             if task := self._served.get(frame.number):
                 task.cancel()
         elif frame.number in self._served:  # it would hide the first, which nobody could then count or cancel

@@ -52,11 +52,7 @@ def test_the_overviews_example_runs() -> None:
     assert torch.equal(asyncio.run(main()), byzflow.aggregate("median", gradients))
 
 
-def test_names_are_unique() -> None:
-    pool = ActorPool(
-        [ActorPoolConfig("thread:", 2), ActorPoolConfig("thread:", 1), ActorPoolConfig("thread:", name="a")]
-    )
-    assert list(pool.workers) == ["thread-0", "thread-1", "thread-2", "a-0"]
+def test_configurations_that_cannot_be_are_refused() -> None:
     with pytest.raises(ActorError, match="have one name"):
         ActorPool([ActorPoolConfig("thread:", name="a"), ActorPoolConfig("thread:", name="a")])
     with pytest.raises(ActorError, match="count >= 1"):
@@ -127,6 +123,31 @@ def test_a_dead_worker_is_replaced_and_its_call_tried_again_if_it_may() -> None:
             ):
                 await pool.run_many([SubTask(echo, (0,)) for _ in range(10)])
             assert await pool.run_subtask(SubTask(echo, (0,), max_retries=20)) == 0
+
+    asyncio.run(main())
+
+
+def test_calls_that_are_cancelled_at_once_end_at_once() -> None:
+    async def main() -> None:
+        async with threads(1) as pool:
+            for _ in range(200):
+                task = asyncio.create_task(pool.run_subtask(SubTask(echo, (1,))))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+            assert await pool.run_subtask(SubTask(echo, (2,))) == 2
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_worker_that_does_not_answer_in_time_is_replaced() -> None:
+    async def main() -> None:
+        async with threads(2) as pool:
+            with pytest.raises(WorkerDied, match=r"no answer within 0\.05 s"):
+                await pool.run_subtask(SubTask(doze, (0.5,), timeout=0.05))
+            assert sum(worker.restarts for worker in pool.workers.values()) == 1
+            assert await pool.run_many([SubTask(echo, (k,), timeout=10.0) for k in range(10)]) == list(range(10))
 
     asyncio.run(main())
 

@@ -229,9 +229,9 @@ def sleeps(code: str) -> Iterator[str]:
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 yield from walk(child, f"{where}.{child.name}".strip("."))
                 continue
-            if isinstance(child, ast.Call) and ast.unparse(child.func) in ("asyncio.sleep", "time.sleep", "sleep"):
-                if ast.unparse(child.args[0]) != "0":
-                    yield where
+            pause = isinstance(child, ast.Call) and ast.unparse(child.func) in ("asyncio.sleep", "time.sleep", "sleep")
+            if pause and ast.unparse(child.args[0]) != "0":  # type: ignore[attr-defined]
+                yield where
             yield from walk(child, where)
 
     return walk(ast.parse(code), "")
