@@ -452,7 +452,7 @@ def test_b23_every_type_comes_back_as_it_was(kind: str) -> None:
             assert got[name].flags.writeable, name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[1:])  # on a thread nothing travels
 def test_b23_what_cannot_travel_is_a_typed_error_and_the_worker_lives(kind: str) -> None:
     """An array of objects killed the worker."""
     values: list[Any] = [threading.Lock(), (each for each in ()), np.array([threading.Lock()], dtype=object)]
@@ -468,8 +468,6 @@ def test_b23_what_cannot_travel_is_a_typed_error_and_the_worker_lives(kind: str)
             if kind == "process":  # its own process: objects may cross
                 assert list(await worker.call(echo, (np.array([None, "a"], dtype=object),))) == [None, "a"]
 
-    if kind == "thread":
-        pytest.skip("nothing travels")
     asyncio.run(main())
 
 
