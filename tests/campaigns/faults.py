@@ -43,21 +43,29 @@ async def calls(pool: ActorPool, count: int, **options: Any) -> None:
     assert await pool.run_many(tasks) == list(range(count))
 
 
+async def through(pool: ActorPool, random: Random, fault: Callable[[], Awaitable[None]]) -> None:
+    """A hundred calls, among which the fault happens; all are answered, and so are those after them."""
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(pool.run_many([SubTask(doze, (0.002,), max_retries=20) for _ in range(100)]))
+        await asyncio.sleep(random.uniform(0, 0.08))
+        await fault()
+    assert running.result() == [0.002] * 100
+    await calls(pool, 20, max_retries=1)  # a call that was under way when a worker died costs one
+
+
 @asynccontextmanager
 async def a_process_is_killed() -> AsyncIterator[Once]:
     """kill -9 of one of two worker processes in the middle of a hundred calls."""
     async with ActorPool([ActorPoolConfig("process:", 2)], max_restarts=OFTEN) as pool:
 
         async def once(random: Random) -> None:
-            tasks = [SubTask(doze, (0.002,), max_retries=3) for _ in range(100)]
-            running = asyncio.create_task(pool.run_many(tasks))
-            await asyncio.sleep(random.uniform(0, 0.08))
-            victims = [worker.backend for worker in pool.workers.values() if isinstance(worker.backend, ProcessBackend)]
-            pid = random.choice(victims).pid
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
-            assert await running == [0.002] * 100
-            await calls(pool, 20, max_retries=1)  # a call that was under way when it died costs one
+            async def kill() -> None:
+                alive = [each.backend for each in pool.workers.values() if isinstance(each.backend, ProcessBackend)]
+                pid = random.choice(alive).pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+
+            await through(pool, random, kill)
 
         yield once
 
@@ -107,15 +115,13 @@ async def a_server_is_killed() -> AsyncIterator[Once]:
     await pool.start()
 
     async def once(random: Random) -> None:
-        nonlocal server
-        tasks = [SubTask(doze, (0.002,), max_retries=20) for _ in range(100)]
-        running = asyncio.create_task(pool.run_many(tasks))
-        await asyncio.sleep(random.uniform(0, 0.08))
-        server.kill()
-        await server.wait()
-        server = await _server_process(port)
-        assert await running == [0.002] * 100
-        await calls(pool, 20, max_retries=1)
+        async def kill() -> None:
+            nonlocal server
+            server.kill()
+            await server.wait()
+            server = await _server_process(port)
+
+        await through(pool, random, kill)
 
     try:
         yield once
@@ -151,15 +157,13 @@ async def a_server_restarts() -> AsyncIterator[Once]:
     await pool.start()
 
     async def once(random: Random) -> None:
-        nonlocal server
-        tasks = [SubTask(doze, (0.002,), max_retries=20) for _ in range(100)]
-        running = asyncio.create_task(pool.run_many(tasks))
-        await asyncio.sleep(random.uniform(0, 0.08))
-        await server.__aexit__(None, None, None)
-        await asyncio.sleep(random.uniform(0, 0.3))
-        server = await ActorServer(server.url, allow=ALLOW).__aenter__()
-        assert await running == [0.002] * 100
-        await calls(pool, 20, max_retries=1)
+        async def restart() -> None:
+            nonlocal server
+            await server.__aexit__(None, None, None)
+            await asyncio.sleep(random.uniform(0, 0.3))
+            server = await ActorServer(server.url, allow=ALLOW).__aenter__()
+
+        await through(pool, random, restart)
 
     try:
         yield once
