@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from byzflow.actors.address import address, keys_for
+from byzflow.actors.door import Door
 from byzflow.actors.hello import REFUSED, WIRE, Hello, ended, greet, not_proven, welcome
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
@@ -100,12 +101,15 @@ class Hub(Accounts):
     async def __aenter__(self) -> Self:
         if self._serve is not None:
             names = None if self.keys is None else self.keys.names()
+            context = None if self.keys is None else self.keys.context(server=True)
+
+            def link() -> SocketLink:
+                return SocketLink(STRANGER, names, self._came, self._left)
+
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: SocketLink(STRANGER, names, self._came, self._left),
+                link if context is None else lambda: Door(context, HANDSHAKE, link, self.count),
                 self.host,
                 self.port,
-                ssl=None if self.keys is None else self.keys.context(server=True),
-                ssl_handshake_timeout=None if self.keys is None else HANDSHAKE,
                 reuse_address=sys.platform != "win32",
             )
             self.port = self._server.sockets[0].getsockname()[1]

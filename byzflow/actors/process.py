@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Self
 
 from byzflow.actors.link import Link
@@ -48,10 +49,9 @@ class ProcessBackend(LinkBackend):
 
     async def connect(self, name: str) -> Link:
         """Start the process."""
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         count = str(self.threads)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
-        self._process = interpreter(CHILD, there, [name], threads)
+        self._process, here = interpreter(CHILD, socket.SOCK_SEQPACKET, [name], threads)
         return ProcessLink(here, f"the process of worker {name!r} (pid {self._process.pid})")
 
     async def close(self) -> None:
@@ -62,20 +62,25 @@ class ProcessBackend(LinkBackend):
 
 
 def interpreter(
-    code: str, there: socket.socket, arguments: Sequence[str], environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    """A fresh Python that runs `code` with this end of a socket pair, its descriptor as the first argument."""
-    with there:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(there.fileno()), *arguments],
-            pass_fds=(there.fileno(),),
-            stdin=subprocess.DEVNULL,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-                **environment,
-            },
-        )
+    code: str, kind: socket.SocketKind, arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A fresh Python that runs `code`, and this end of a socket pair; its first argument is the other's descriptor."""
+    here, there = socket.socketpair(socket.AF_UNIX, kind)
+    with ExitStack() as unless_started:
+        unless_started.callback(here.close)
+        with there:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, str(there.fileno()), *arguments],
+                pass_fds=(there.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                    **environment,
+                },
+            )
+        unless_started.pop_all()
+    return process, here
 
 
 def reap(process: subprocess.Popen[bytes]) -> int:

@@ -26,7 +26,7 @@ from byzflow.actors.rpc import Rpc
 from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.ucx_server import UCX, UcxWorkers
 from byzflow.actors.wire import Limits
-from byzflow.errors import ActorError, WorkerDied
+from byzflow.errors import ActorError, WorkerDied, WorkerGone
 
 GROUP = "byzflow.remote"
 LEAVING = 1.0  # seconds to say goodbye in
@@ -107,7 +107,7 @@ class TcpBackend(LinkBackend):
             self._again.clear()
             await self._again.wait()
         if self._gone:
-            raise WorkerDied(self._gone)
+            raise WorkerGone(self._gone)
         return await super()._ask(kind, *arguments)
 
     async def _stay(self) -> None:

@@ -82,8 +82,10 @@ class UcxWorkers:
     @asynccontextmanager
     async def _worker(self, name: str, peer: str, count: Count) -> AsyncIterator[UcxWorker]:
         """A process, until the block ends; it listens already, and refusals are counted."""
-        here, there = socket.socketpair()
-        process = interpreter(CHILD, there, [], {})
+        try:
+            process, here = interpreter(CHILD, socket.SOCK_STREAM, [], {})
+        except OSError as error:
+            raise ActorError(f"no UCX here: its process cannot be started: {error.strerror}") from None
         reader, writer = await asyncio.open_connection(sock=here)
         over: asyncio.Task[None] | None = None
         try:
