@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import signal
 import socket
 import sys
 
-PR_SET_PDEATHSIG = 1
+from byzflow.actors.interpreter import belong_to_owner
 
 
 def main() -> None:
@@ -19,13 +17,6 @@ def main() -> None:
     asyncio.run(_serve(socket.socket(fileno=fd), name))
     sys.stdout.flush()
     os._exit(0)  # a plain function that still runs in its thread would hold the process up
-
-
-def belong_to_owner() -> None:
-    """Not be interrupted beside the owner, which says when to end, and not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def _serve(control: socket.socket, name: str) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, Self
 
+from byzflow.actors.interpreter import interpreter, reap
 from byzflow.actors.link import Link
 from byzflow.actors.memory_link import ProcessLink
 from byzflow.actors.remote import LinkBackend
 from byzflow.errors import ActorError
 
-PATIENCE = 2.0  # seconds for a process to end by itself
 CHILD = "from byzflow.actors.child import main; main()"
 
 
@@ -59,35 +55,3 @@ class ProcessBackend(LinkBackend):
         await super().close()
         if self._process is not None:
             await asyncio.shield(asyncio.to_thread(reap, self._process))
-
-
-def interpreter(
-    code: str, kind: socket.SocketKind, arguments: Sequence[str], environment: Mapping[str, str]
-) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A fresh Python that runs `code`, and this end of a socket pair; its first argument is the other's descriptor."""
-    here, there = socket.socketpair(socket.AF_UNIX, kind)
-    with ExitStack() as unless_started:
-        unless_started.callback(here.close)
-        with there:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code, str(there.fileno()), *arguments],
-                pass_fds=(there.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-                    **environment,
-                },
-            )
-        unless_started.pop_all()
-    return process, here
-
-
-def reap(process: subprocess.Popen[bytes]) -> int:
-    """The code that a process ends with; one that does not within two seconds is killed, which counts as 0."""
-    try:
-        return process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return 0

@@ -64,7 +64,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self._into, self._filled = memoryview(self._prefix), 0
         self._stage, self._body_length = "prefix", 0
         self._crowded = self._paused = False  # crowded: a body waits for room in the budget
-        self._heard = self._began = self._loop.time()
+        self._heard = self._began = self._due = self._loop.time()
         self._watch: asyncio.TimerHandle | None = None
 
     @property
@@ -101,6 +101,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
                 return
             self.peer = name
         self._budget = self._met(self)
+        self._due = self._loop.time()
         self._beat()
 
     def get_buffer(self, hint: int) -> memoryview:
@@ -250,6 +251,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         if self._why:
             return
         now = self._loop.time()
+        held_up = max(0.0, now - self._due)  # whatever kept the event loop from this kept it from hearing the peer
+        self._heard, self._began = min(now, self._heard + held_up), min(now, self._began + held_up)
         reading = not self._paused
         allowed = DEAD + (self._body_length / SLOWEST if self._stage == "body" else 0)
         if reading and now - self._heard > DEAD:
@@ -261,7 +264,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
                 head, _, _ = encode(Frame("", 0), self._sent, self.limits)
                 self._sent += 1
                 self._transport.write(head)
-            self._watch = self._loop.call_later(BEAT, self._beat)
+            self._due = now + BEAT
+            self._watch = self._loop.call_at(self._due, self._beat)
 
     def _dead(self, reason: str, why: str) -> None:
         """End it because the peer does not come to the end of what it has to send, and count that."""

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 
 from byzflow import __version__
-from byzflow.actors.child import belong_to_owner
 from byzflow.actors.hello import HELLO, WIRE
 from byzflow.actors.hub import HANDSHAKE
+from byzflow.actors.interpreter import belong_to_owner
 from byzflow.actors.link import Frame
 from byzflow.actors.remote import Worker, serve
 from byzflow.actors.tcp import allowed, found

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from byzflow.actors.hello import WIRE
+from byzflow.actors.interpreter import interpreter, reap
 from byzflow.actors.link import Frame, Link
-from byzflow.actors.process import interpreter, reap
 from byzflow.actors.ucx_link import CONNECT, check
 from byzflow.actors.wire import Limits
 from byzflow.errors import ActorError, LinkClosed

@@ -144,7 +144,7 @@ def test_b10_nobody_reads_anothers_mailbox_or_sends_in_anothers_name() -> None:
 def test_b10_what_reads_peers_bytes_reaches_no_unpickler() -> None:
     """The whole wire was pickled."""
     reached: set[str] = set()
-    waiting = ["byzflow.actors.tcp"]
+    waiting = ["byzflow.actors.tcp", "byzflow.actors.ucx", "byzflow.actors.ucx_child"]
     while waiting:
         name = waiting.pop()
         file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
