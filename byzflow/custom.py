@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from byzflow import operators
 from byzflow.errors import SpecError
@@ -26,6 +26,7 @@ from byzflow.rows import AnyRows
 from byzflow.spec import parse
 
 Stage = str | Operator
+Shrinking = TypeVar("Shrinking", bound=Operator)
 
 
 class Aggregator(RowsOperator):
@@ -33,7 +34,7 @@ class Aggregator(RowsOperator):
 
     name: ClassVar[str] = "aggregator"
 
-    def aggregate(self, rows: Sequence[Any]) -> Any:
+    def aggregate(self, rows: Any) -> Any:
         """One row, in the kind and shape of the rows; they are copies."""
         raise NotImplementedError(f"{type(self).__name__} needs a method aggregate(rows)")
 
@@ -52,7 +53,7 @@ class PreAggregator(RowsOperator):
     name: ClassVar[str] = "pre_aggregator"
     many: ClassVar[bool] = True
 
-    def pre_aggregate(self, rows: Sequence[Any]) -> Sequence[Any]:
+    def pre_aggregate(self, rows: Any) -> Any:
         """A list of m rows, in the kind and shape of the rows; those are copies."""
         raise NotImplementedError(f"{type(self).__name__} needs a method pre_aggregate(rows)")
 
@@ -74,9 +75,9 @@ class Attack(operators.Attack, RowsOperator):
     """Base of attacks that make one row for one attacker. Write `apply`, and say by the flags what it needs."""
 
     name: ClassVar[str] = "custom_attack"
-    uses_base_grad: ClassVar[bool] = False  # type: ignore[misc]
-    uses_model_batch: ClassVar[bool] = False  # type: ignore[misc]
-    uses_honest_grads: ClassVar[bool] = False  # type: ignore[misc]
+    uses_base_grad: ClassVar[bool] = False
+    uses_model_batch: ClassVar[bool] = False
+    uses_honest_grads: ClassVar[bool] = False
     f: int = faults("Byzantine rows to produce", 1)
 
     def apply(
@@ -102,7 +103,7 @@ class Composed(Aggregator):
         if wrong := [str(stage) for stage in self.stages[:-1] if not hasattr(stage, "pre_aggregate")]:
             raise SpecError(f"{wrong[0]} gives no rows on: {self.stages[-1]} stands behind pre-aggregators alone")
 
-    def aggregate(self, rows: Sequence[Any]) -> Any:
+    def aggregate(self, rows: Any) -> Any:
         """Through all stages."""
         for stage in self.stages[:-1]:
             rows = list(stage.pre_aggregate(rows))  # type: ignore[attr-defined]
@@ -156,7 +157,7 @@ def _answer(operator: Operator, rows: AnyRows, value: Any) -> Flat:
     return [part.to(leaf.dtype) for part, leaf in zip(flat, rows.layout.leaves, strict=True)]
 
 
-def _shrunk(operator: Any, count: int) -> Any:
+def _shrunk(operator: Shrinking, count: int) -> Shrinking:
     if not operator.declared:
         return operator
     smaller = copy(operator)

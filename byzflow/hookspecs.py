@@ -16,6 +16,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from byzflow.actors.backend import Backend
+    from byzflow.federation.schemas import Schema
     from byzflow.operators import Attack, Operator, PreAggregator
 
 hookspec = pluggy.HookspecMarker("byzflow")
@@ -43,4 +44,10 @@ def byzflow_attacks() -> list[type[Attack]]:
 @hookspec
 def byzflow_backends() -> list[type[Backend]]:
     """Backend classes: workers for URLs that begin with their `scheme`."""
+    return []
+
+
+@hookspec
+def byzflow_schemas() -> list[Schema]:
+    """Schemas: functions that make a federation of a configuration."""
     return []

@@ -155,9 +155,9 @@ class Operator:
         """As a call, with the audit: weights, rejected rows and the state for the next call."""
         return self.run(rows, nonfinite=nonfinite, audit=True, **extras)
 
-    def aggregate(self, rows: Any, **extras: Any) -> Any:
+    def aggregate(self, rows: Any) -> Any:
         """As a call."""
-        return self(rows, **extras)
+        return self(rows)
 
     def __rshift__(self, rest: Operator) -> Operator:
         """`nnm >> median`: this, then the rest; a Chain where both are byzflow's own."""
@@ -217,9 +217,9 @@ class PreAggregator(Mixing):
         """As many rows as came in, unless a rule says otherwise."""
         return n
 
-    def pre_aggregate(self, rows: Any, **extras: Any) -> list[Any]:
+    def pre_aggregate(self, rows: Any) -> list[Any]:
         """As a call, in a list of m rows."""
-        return list(self(rows, **extras))
+        return list(self(rows))
 
     def improve(self, rest: Bounds, n: int, f: int) -> Bounds:
         """The bounds of a chain of this and what follows, from those of what follows."""

@@ -22,6 +22,7 @@ from byzflow.operators import Attack, Operator, PreAggregator
 
 if TYPE_CHECKING:
     from byzflow.actors.backend import Backend
+    from byzflow.federation.schemas import Schema
 
 GROUP = "byzflow"
 DISABLE = "BYZFLOW_DISABLE_PLUGINS"
@@ -63,6 +64,12 @@ class Registry:
     def backends(self) -> Mapping[str, type[Backend]]:
         """Backend classes by scheme; their modules are imported only when this is asked for. Raises PluginError."""
         return {} if self.manager is None else _backends(self.manager)
+
+    @cached_property
+    def schemas(self) -> tuple[Schema, ...]:
+        """Schemas of plugins; their modules are imported only when this is asked for."""
+        offered = [] if self.manager is None else self.manager.hook.byzflow_schemas()
+        return tuple(schema for each in offered for schema in each)
 
     def including(self, operators: Iterable[type[Operator]]) -> Registry:
         """With these classes too, where their names are free: for operators that no plugin registers."""

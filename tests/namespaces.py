@@ -65,7 +65,8 @@ class Host:
             try:
                 yield process
             finally:
-                inner = _child(process.pid)  # nsenter waits for it; killed alone, it would leave it behind
+                if process.poll() is None:
+                    inner = _child(process.pid)  # nsenter waits for it; killed alone, it would leave it behind
                 for pid in filter(None, (inner, process.pid)):
                     if process.poll() is None:
                         _kill(pid)

@@ -85,6 +85,11 @@ class ActorPool:
         """Number of workers."""
         return len(self.workers)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it belongs to; None before it started."""
+        return self._loop
+
     async def start(self) -> None:
         """Start all workers; needless before `run_subtask`. If one does not come up, none stays."""
         loop = asyncio.get_running_loop()

@@ -6,5 +6,7 @@ learner, batches, training,         what one node does alone
 optimizer, evaluation, randomness
 nodes, learner_node                 what takes part: honest nodes and Byzantine ones
 federation                          nodes, a graph and a defence, run by rounds
-report                              what a round was like
+report, summary, sinks, live_view   what a round was like, and a run; where it is written and shown
+config, typed_file, red_config      one file that says it all
+build, schemas                      from a configuration to a federation, by the name of its kind
 """

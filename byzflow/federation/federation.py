@@ -306,7 +306,8 @@ class Federation:
         await self.supervisor.close(self.members.values())
         if self._workers is not None:
             await self._workers.close()
-        await asyncio.gather(*busy, return_exceptions=True)
+        if busy:  # but not for what waits for ever on a worker that is not ours to end
+            await asyncio.wait(busy, timeout=GRACE)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -451,7 +452,7 @@ class Federation:
         asked = (self.supervisor.ask(member, "digest", number) for member in holders)
         found: dict[str, tuple[NodeId, ...]] = {}
         for member, digest in zip(holders, await asyncio.gather(*asked), strict=True):
-            if digest is not None:
+            if digest:
                 found[digest] = (*found.get(digest, ()), member.id)
         return found
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from byzflow.federation.batches import TensorBatches
 from byzflow.federation.learner import Learner
 from byzflow.federation.nodes import HonestNode
 from byzflow.federation.optimizer import OptimizerStep
@@ -74,6 +75,16 @@ class LearnerNode(HonestNode):
     def set_lr(self, lr: float) -> None:
         """Another step size, of all the learner's steps."""
         self.learner.optimizer_step = replace(self.learner.optimizer_step, lr=lr)
+
+    def rejoin(self, round: int, model: Tensor, velocity: Tensor | None) -> None:
+        """Go on as one who took part in all rounds before this: from its model and momentum, (d,), at its batch."""
+        learner = self.learner
+        learner.apply(model)
+        learner.velocity = None if velocity is None else velocity.to(learner.model.get(), copy=True)
+        learner.steps = round
+        batches = learner.batches
+        if isinstance(batches, TensorBatches):
+            batches.seek(*divmod(round, len(batches.x) // batches.size))
 
     def half_step(self) -> Tensor:
         """(d,): the model after the learner's local steps; the model itself stays."""

@@ -156,6 +156,7 @@ class AttackNode(ByzantineNode):
             raise FederationError(f"{operator} is no attack; `byzflow list attacks` shows them")
         self.attack, self.learner = attack, learner
         self._step = step or "honest_gradient_for_next_batch"
+        self._lies = 0
 
     def byzantine_gradient(self, x: Tensor, y: Tensor, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
         """The attack on these honest vectors alone."""
@@ -181,6 +182,9 @@ class AttackNode(ByzantineNode):
         if not honest:
             return None
         extras: dict[str, Any] = {"own": list(honest)[:f]} if knows_own_alone else {}
+        if "round" in operator.accepts:
+            extras["round"] = self._lies  # new noise each time
+            self._lies += 1
         rows = operator(list(honest), **extras)
         lie: Tensor = rows[place if len(rows) > place else 0]
         return lie

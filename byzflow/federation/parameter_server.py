@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -41,6 +41,7 @@ class ParameterServer:
     f : fills each f that is left open in the specs, and how many workers a round can do without.
     actor_pool : on whose workers the rule is computed; never needed for speed on one host.
     model : the centre's own model, with `apply_server_gradient`; it begins equal to the nodes'.
+    begin : "check" that the honest nodes begin with equal models, or "copy" the first one's to the others.
     settings : `quorum`, `deadline`, `fraction`, `weights`, `seed`, `evaluate_every`, `sinks` and all else that a
         `Federation` takes.
 
@@ -60,11 +61,14 @@ class ParameterServer:
         f: int | None = None,
         actor_pool: Pool | None = None,
         model: Any = None,
+        begin: Literal["check", "copy"] = "check",
         **settings: Any,
     ) -> None:
         nodes, liars = joined(honest_nodes, byzantine_nodes)
         self._centre = _Centre(model)
-        self._checked = False
+        if begin not in ("check", "copy"):
+            raise FederationError(f"begin is 'check' or 'copy', got {begin!r}")
+        self._begin, self._checked = begin, False
         rule = compose(pre_aggregator, aggregator, f)
         self.federation = Federation(
             nodes,
@@ -95,6 +99,8 @@ class ParameterServer:
         are then as before, and another round may be tried.
         """
         if not self._checked:
+            if self._begin == "copy":
+                await self._copy_first()
             await self._check_equal()
             self._checked = True
         self._centre.step = None
@@ -116,6 +122,12 @@ class ParameterServer:
     ) -> None:
         await self.shutdown()
 
+    async def _copy_first(self) -> None:
+        nodes = [member.node for member in self.federation.members.values() if not member.byzantine]
+        vector = await ask(nodes[0], "get_parameters")
+        others = [*nodes[1:], *([] if self._centre.model is None else [self._centre.model])]
+        await asyncio.gather(*(ask(node, "set_parameters", vector) for node in others))
+
     async def _check_equal(self) -> None:
         """All honest nodes that can tell, and the centre's model, begin with the same numbers."""
         members = [member for member in self.federation.members.values() if not member.byzantine]
@@ -124,12 +136,13 @@ class ParameterServer:
         found = await asyncio.gather(*(ask(holders[name], "digest") for name in asked))
         groups: dict[str, list[str]] = {}
         for name, digest in zip(asked, found, strict=True):
-            groups.setdefault(digest, []).append(name)
+            if digest:
+                groups.setdefault(digest, []).append(name)
         if len(groups) > 1:
             told = " | ".join(", ".join(names) for names in groups.values())
             raise FederationError(
                 f"the nodes begin with {len(groups)} different models ({told}), and steps would keep them different: "
-                "make all from one seed, or load one state into all"
+                "make all from one seed, load one state into all, or say begin='copy'"
             )
 
 
@@ -142,7 +155,8 @@ class _Centre:
                 f"the server's model needs apply_server_gradient(gradient), {type(model).__name__} has none: "
                 "wrap a module in a LearnerNode"
             )
-        self.model, self.step = model, None
+        self.model = model
+        self.step: Tensor | None = None
 
     def apply_server_gradient(self, step: Tensor) -> Any:
         self.step = step
@@ -155,8 +169,9 @@ class _Centre:
 
 def joined(honest: Nodes, byzantine: Nodes | None) -> tuple[dict[NodeId, Any], tuple[NodeId, ...]]:
     """All nodes by id, the honest ones first, and the ids of the Byzantine ones. Raises FederationError."""
-    good = dict(honest) if isinstance(honest, Mapping) else dict(enumerate(honest))
-    bad = dict(byzantine) if isinstance(byzantine, Mapping) else dict(enumerate(byzantine or (), start=len(good)))
+    good: dict[NodeId, Any] = dict(honest if isinstance(honest, Mapping) else enumerate(honest))
+    liars = byzantine or ()
+    bad: dict[NodeId, Any] = dict(liars if isinstance(liars, Mapping) else enumerate(liars, start=len(good)))
     if not good:
         raise FederationError("there is no honest node: nothing can be learned")
     if twice := [str(id) for id in bad if id in good]:

@@ -32,6 +32,10 @@ class RoundReport:
     """Who was restarted, lost, added or removed, and why."""
     problem: str = ""
     """Why no step was taken."""
+    absent: Mapping[NodeId, str] = field(default_factory=dict)
+    """Why those who are missing are, where it is known: not connected, silent, refused, and since when."""
+    refused: Mapping[NodeId, Mapping[str, int]] = field(default_factory=dict)
+    """What was refused of whom in this round, by reason."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -45,7 +49,8 @@ class RoundReport:
         parts += [f"{who} failed: {why}" for who, why in self.errors.items()]
         parts += [f"{who} {what}" for who, what in self.events.items()]
         if self.missing:
-            parts.append(f"missing {', '.join(map(str, self.missing))}")
+            told = (f"{who} ({self.absent[who]})" if who in self.absent else f"{who}" for who in self.missing)
+            parts.append(f"missing {', '.join(told)}")
         if len(self.digests) > 1:
             parts.append("models differ")
         if self.problem:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from byzflow.actors.ref import answers
+from byzflow.actors.ref import ActorRef, answers
 from byzflow.errors import ActorError, FederationError, WorkerDied, one_line
 from byzflow.federation.detectors import Detector, Timeout
 from byzflow.federation.member import Member
@@ -98,6 +98,7 @@ class Supervisor:
             return
         member.died = why
         member.ready.clear()
+        self._bury(member)  # first: who waits for an answer of its worker cannot be interrupted
         if member.program is not None:
             member.program.cancel()
 
@@ -110,11 +111,11 @@ class Supervisor:
         while True:
             member.died = why
             member.ready.clear()
+            self._bury(member)
             if hopeless := self._hopeless(member):
                 raise WorkerDied(f"{why}; {hopeless}")
             assert member.virtual is not None
             member.restarts += 1
-            self._bury(member)
             try:
                 async with asyncio.timeout(self.policy.start_timeout):
                     node = await member.virtual.build()
@@ -222,7 +223,8 @@ class Supervisor:
         clock = asyncio.get_running_loop().time
         period = self.policy.period
         detector = self.policy.detector(period)
-        detector.heard(clock())
+        last = clock()
+        detector.heard(last)
         while member.here and member.node is node:
             await asyncio.sleep(period)
             ping = asyncio.ensure_future(answers(node))
@@ -230,11 +232,12 @@ class Supervisor:
             while not ping.done():
                 await asyncio.wait({ping}, timeout=period)
                 if not ping.done() and detector.suspects(clock()):
-                    self.died(member, node, f"no sign of life within {2 * period:g} s")
+                    self.died(member, node, f"no sign of life for {clock() - last:.2g} s")
                     return
             try:
                 await ping
-                detector.heard(clock())
+                last = clock()
+                detector.heard(last)
             except Exception as error:
                 self.died(member, node, one_line(error) if not isinstance(error, WorkerDied) else str(error))
                 return
@@ -257,9 +260,14 @@ class Supervisor:
 
     def _bury(self, member: Member) -> None:
         """End what is left of a dead node, without waiting for it."""
-        assert member.virtual is not None
-        handle, member.virtual.handle = member.virtual.handle, None
-        burial = asyncio.ensure_future(member.virtual.end(handle, dead=True))
+        if member.virtual is not None:
+            handle, member.virtual.handle = member.virtual.handle, None
+            ending = member.virtual.end(handle, dead=True)
+        elif isinstance(member.node, ActorRef):
+            ending = member.node.aclose()
+        else:  # an object here, whose own worker died
+            return
+        burial = asyncio.ensure_future(ending)
         self._burials.add(burial)
         burial.add_done_callback(self._burials.discard)
 

@@ -70,7 +70,7 @@ class Defence:
         case = self._case(heard, own, weights, expected)
         try:
             return self._verdict(case, case.run(*case.call))
-        except (NotEnoughSenders, RowsError) as problem:
+        except (NotEnoughSenders, RowsError, SpecError) as problem:
             return self._none(case, problem)
 
     async def aggregate_on(
@@ -84,7 +84,7 @@ class Defence:
         case = self._case(heard, own, weights, None)
         try:
             return self._verdict(case, await pool.run_subtask(SubTask(case.run, case.call, name=str(self.operator))))
-        except (NotEnoughSenders, RowsError) as problem:
+        except (NotEnoughSenders, RowsError, SpecError) as problem:
             return self._none(case, problem)
 
     def _case(

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from byzflow.errors import MessageTimeout, QuorumLost, Stopped
+from byzflow.errors import MailboxFull, MessageTimeout, QuorumLost, Stopped
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.gossip.envelope import Envelope
 
@@ -56,6 +56,15 @@ class Mailbox:
         self.round = round
         for key in [key for key in self._rounds if key[1] < round]:
             del self._rounds[key]
+
+    def restart(self, round: int) -> None:
+        """Go on from this round, earlier or later: all that came for rounds is forgotten."""
+        self.round = round
+        self._rounds.clear()
+
+    def holds(self, type: str, round: int) -> bool:
+        """If a message of this type and round waits here."""
+        return bool(self._rounds.get((type, round)))
 
     def down(self, sender: NodeId) -> None:
         """Nobody needs to wait for this one."""
@@ -134,10 +143,26 @@ class Mailbox:
             for envelope in self._loose:
                 if type in (None, envelope.type):
                     self._loose.remove(envelope)
+                    self._wake()  # there is room
                     return envelope
             left = None if end is None else end - loop.time()
             if left is not None and left <= 0:
                 raise MessageTimeout(f"no message {type or 'at all'!r} came within {timeout:g} s")
+            await self._wait(left)
+
+    async def room(self, sender: NodeId, timeout: float | None = None) -> None:
+        """Until a message of this sender outside of rounds would be kept. Raises MailboxFull, and Stopped."""
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        while True:
+            self._changed.clear()
+            if self._stopped:
+                raise Stopped("the receiver was stopped")
+            if sum(other.sender == sender for other in self._loose) < LOOSE:
+                return
+            left = None if end is None else end - loop.time()
+            if left is not None and left <= 0:
+                raise MailboxFull(f"{LOOSE} messages of {sender} wait to be taken, and none was within {timeout:g} s")
             await self._wait(left)
 
     def _fault(self, envelope: Envelope) -> str | None:

@@ -79,6 +79,10 @@ class LocalNetwork:
         for receiver in to:
             self.deliver(receiver, envelope)
 
+    async def room(self, sender: NodeId, receiver: NodeId, timeout: float | None = None) -> None:
+        """Until the receiver has room for a message outside of rounds. Raises MailboxFull, and Stopped."""
+        await self.mailbox(receiver).room(sender, timeout)
+
     def graph(self, round: int | None) -> Topology:
         """Who may send to whom in a round."""
         return self.topology.at(round or 0) if isinstance(self.topology, Varying) else self.topology

@@ -53,13 +53,13 @@ class RobustOp(Operator):
 
     def compute(self, inputs: Mapping[str, Any], *, context: OpContext) -> Any:
         """The rows aggregated, mixed, or attacked. Raises GraphError without an input."""
+        if inputs and inputs.keys() <= OF_AN_ATTACK and hasattr(self.operator, "apply"):
+            return self.operator.apply(**inputs)
         rows, extras = self._rows(inputs, context)
         return self.operator(rows, **extras)
 
     def _rows(self, inputs: Mapping[str, Any], context: OpContext) -> tuple[Any, dict[str, Any]]:
         if not inputs:
             raise GraphError(f"node {context.node_name!r}: {self.name} needs rows, its first input")
-        if inputs.keys() <= OF_AN_ATTACK and hasattr(self.operator, "apply"):
-            return self.operator.apply(**inputs)
         (_, rows), *extras = inputs.items()
         return rows, dict(extras)

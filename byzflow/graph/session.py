@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Coroutine, Generator, Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from byzflow.graph.digest import digest
 from byzflow.graph.nodes import ComputationGraph
 from byzflow.graph.scheduler import NodeScheduler
 from byzflow.graph.subtask import Pool
+
+R = TypeVar("R")
 
 
 class ExecutionFuture:
@@ -57,6 +59,10 @@ class ExecutionSession:
     def submit(self, graph: ComputationGraph, inputs: Mapping[str, Any] | None = None) -> ExecutionFuture:
         """Start a run."""
         return ExecutionFuture(asyncio.run_coroutine_threadsafe(self._run(graph, dict(inputs or {})), self._loop))
+
+    def run(self, work: Coroutine[Any, Any, R]) -> Future[R]:
+        """Start any coroutine on the session's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
         """Cancel what runs, wait for it, and end the thread. May be called twice."""

@@ -1,0 +1,204 @@
+"""From a configuration to a federation of learners that have part of the data each, and of liars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from byzflow.errors import ByzflowError, SpecError, did_you_mean, one_line
+from byzflow.federation import datasets
+from byzflow.federation.config import Config
+from byzflow.federation.federation import STEPS, Federation
+from byzflow.federation.learner_node import LearnerNode
+from byzflow.federation.models import make_model
+from byzflow.federation.nodes import AttackNode
+from byzflow.federation.partitions import hold_out, partition
+from byzflow.federation.randomness import random_numbers
+from byzflow.federation.report import Sink
+from byzflow.gossip.defence import Defence
+from byzflow.gossip.topology import Topology, topology
+from byzflow.gossip.varying import Varying
+
+ROLES = ("train", "eval", "test", "aggregate")
+DATA = ("test_share", "train", "test", "features", "classes", "spread")
+PARTITION = ("alpha", "share", "per_node")
+
+
+def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
+    """The federation of a configuration over this graph, "star" or one of `byzflow.gossip.topology`.
+
+    Raises SpecError with the key for all that cannot work together, before anything runs.
+    """
+    liars = byzantine(config)
+    roles = _roles(config)
+    trainers = [node for node in range(config.nodes.count) if "train" in roles[node].split("-")]
+    if not set(trainers) - set(liars):
+        raise SpecError("nodes.roles: no honest node trains: give one of them the role train")
+    star = graph == "star"
+    exchange = _exchange(config, star)
+    heard = fewest_heard(config, graph, trainers)
+    f = faults(config)
+    with at("defence.rule"):
+        defence = Defence(config.defence.rule, f).operator
+    with at("defence"):
+        defence.check(heard)
+    for key, most in (("quorum", heard if star else heard - 1), ("min_nodes", len(trainers))):
+        if (value := getattr(config.federation, key)) is not None and value > most:
+            raise SpecError(f"federation.{key}: must be at most {most}, the nodes that one can hear, got {value}")
+    nodes = _nodes(config, liars, STEPS[exchange if star else "models"][0])
+    return Federation(
+        nodes,
+        graph,
+        defence,
+        f,
+        roles=roles,
+        fraction=config.federation.fraction,
+        quorum=config.federation.quorum,
+        deadline=config.federation.deadline,
+        patience=config.federation.patience,
+        min_nodes=config.federation.min_nodes,
+        seed=config.federation.seed,
+        exchange="updates" if exchange == "updates" else "gradients",
+        evaluate_every=config.metrics.every,
+        sinks=sinks,
+    )
+
+
+def byzantine(config: Config) -> tuple[int, ...]:
+    """Who lies. Raises SpecError for ids that are not there."""
+    given, count = config.nodes.byzantine, config.nodes.count
+    liars = tuple(range(count - given, count)) if isinstance(given, int) else tuple(sorted(set(given)))
+    if len(liars) >= count or any(not 0 <= node < count for node in liars):
+        raise SpecError(f"nodes.byzantine: must be fewer than the {count} nodes, or ids 0 to {count - 1}, got {given}")
+    return liars
+
+
+def faults(config: Config) -> int:
+    """The f of the defence: as many as lie, unless it is said."""
+    return len(byzantine(config)) if config.defence.f is None else config.defence.f
+
+
+def fewest_heard(config: Config, graph: str, trainers: Sequence[int]) -> int:
+    """How many vectors the node that hears least aggregates, its own included."""
+    count = config.nodes.count
+    if graph == "star":
+        return max(1, round(config.federation.fraction * len(trainers)))
+    with at("federation.topology"):
+        made: Topology | Varying = topology(graph, count, config.federation.seed)
+        shown = made.at(0) if isinstance(made, Varying) else made
+    speak = set(trainers)
+    return min(1 + sum(other in speak for other in shown.in_neighbours(node)) for node in range(count))
+
+
+@contextmanager
+def at(key: str) -> Iterator[None]:
+    """Name the key that an error comes from."""
+    try:
+        yield
+    except ByzflowError as error:
+        raise SpecError(f"{key}: {error}") from error
+
+
+def _roles(config: Config) -> dict[int, str]:
+    given, count = config.nodes.roles, config.nodes.count
+    if isinstance(given, Mapping) and (strangers := [node for node in given if not 0 <= node < count]):
+        raise SpecError(f"nodes.roles: no node {strangers[0]}: ids are 0 to {count - 1}")
+    roles = {node: given if isinstance(given, str) else given.get(node, "train-eval") for node in range(count)}
+    for role in roles.values():
+        for word in role.split("-"):
+            if word not in ROLES:
+                raise SpecError(f"nodes.roles: no role {word!r} in {role!r}; {did_you_mean(word, ROLES)}")
+    return roles
+
+
+def _exchange(config: Config, star: bool) -> str:
+    given, training = config.federation.exchange, config.training
+    local = {
+        "training.local_steps": training.local_steps > 1,
+        "training.local_epochs": training.local_epochs is not None,
+        "training.prox_mu": training.prox_mu > 0,
+        "training.weight_decay": training.weight_decay > 0,
+        "training.server_lr": training.server_lr != 1,
+        "training.server_momentum": training.server_momentum > 0,
+    }
+    if training.local_steps > 1 and training.local_epochs is not None:
+        raise SpecError("training.local_steps: local_epochs says it too: give one of them")
+    if not star:
+        if given:
+            raise SpecError("federation.exchange: nodes without a centre exchange models: leave it out")
+        for key in ("training.server_lr", "training.server_momentum"):
+            if local[key]:
+                raise SpecError(f"{key}: there is no server: leave it out, or take the topology star")
+        return ""
+    if given == "gradients" and (used := next((key for key, used in local.items() if used), "")):
+        raise SpecError(f"{used}: means nothing where gradients are exchanged: set federation.exchange to updates")
+    return given or ("updates" if any(local.values()) else "gradients")
+
+
+def _nodes(config: Config, liars: Sequence[int], step: str) -> list[Any]:
+    data, training, seed = config.data, config.training, config.federation.seed
+    options = {name: value for name in DATA if (value := getattr(data, name)) is not None}
+    if data.name.lower() in ("digits", "synthetic"):
+        options["seed"] = seed
+    with at("data.name"):
+        split = datasets.load(data.name, data.root, **options)
+    with at("attack.name"):
+        attack = AttackNode(config.attack.name).attack
+    own = config.attack.knowledge == "own"
+    learners = [node for node in range(config.nodes.count) if own or node not in liars]
+    chosen = {name: value for name in PARTITION if (value := getattr(data, name)) is not None}
+    with at("data.partition"):
+        parts = partition(data.partition, split.train_y, len(learners), seed=seed, **chosen)
+        tested = [None] * len(parts)
+        if data.own_test is not None:
+            parts, tested = hold_out(parts, data.own_test, seed=seed)
+    made: dict[int, LearnerNode] = {}
+    for node, part, held in zip(learners, parts, tested, strict=True):
+        steps = training.local_steps
+        if training.local_epochs is not None:
+            steps = training.local_epochs * math.ceil(len(part) / min(training.batch_size, len(part)))
+        with at("model.name"):
+            module = _model(config, split)
+        with at("training"):
+            made[node] = LearnerNode(
+                module,
+                (split.train_x[part], split.train_y[part]),
+                test=split if held is None else (split.train_x[held], split.train_y[held]),
+                server_lr=training.server_lr,
+                server_momentum=training.server_momentum,
+                lr=training.lr,
+                momentum=training.momentum,
+                weight_decay=training.weight_decay,
+                batch_size=training.batch_size,
+                local_steps=steps,
+                prox_mu=training.prox_mu,
+                seed=seed + node,
+            )
+    return [AttackNode(attack, made.get(node), step) if node in liars else made[node] for node in range(config.nodes.count)]  # fmt: skip  # noqa: E501
+
+
+def _model(config: Config, split: datasets.Split) -> nn.Module:
+    """The model of a name, or what the function or class `module:attr` gives; all nodes begin with the same one."""
+    name, seed = config.model.name, config.federation.seed
+    if ":" not in name:
+        return make_model(name, split.shape, split.classes, seed)
+    module, _, attribute = name.partition(":")
+    try:
+        maker = getattr(import_module(module), attribute)
+        with random_numbers(seed):
+            made = maker()
+            with torch.no_grad():
+                made.eval()
+                made(split.train_x[:2])
+                made.train()
+    except Exception as error:
+        raise SpecError(f"{name} gives no model for samples of shape {split.shape}: {one_line(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise SpecError(f"{name} must give an nn.Module, got {type(made).__name__}")
+    return made

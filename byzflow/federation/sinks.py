@@ -1,0 +1,124 @@
+"""Where a federation's numbers go: a CSV file, JSON lines, a function; each is a sink of `Federation(sinks=...)`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from byzflow.errors import SpecError
+from byzflow.federation.federation import Federation
+from byzflow.federation.report import RoundReport
+
+COUNTS = ("connected", "rejected", "missing", "errors")
+
+
+def metrics_of(report: RoundReport) -> dict[str, float]:
+    """A round as plain numbers: round (from 1), seconds, how many were connected, rejected, missing and failed, and
+    the metrics of the nodes that evaluated."""
+    counts = {name: len(getattr(report, name)) for name in COUNTS}
+    return {"round": report.round + 1, "seconds": report.seconds, **counts, **report.metrics}
+
+
+class CsvFile:
+    """A line for each round; a metric that a round does not have is left empty.
+
+    `metrics` are the columns beside round, seconds and the counts. Raises SpecError for a file that cannot be written.
+    """
+
+    def __init__(self, path: str | Path, metrics: Sequence[str] = ("accuracy", "loss")) -> None:
+        self._file = _opened(path)
+        columns = ("round", "seconds", *COUNTS, *metrics)
+        self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore", lineterminator="\n")
+        self._writer.writeheader()
+
+    def __call__(self, report: RoundReport) -> None:
+        """Write it, so that it is there if the next round fails."""
+        self._writer.writerow(metrics_of(report))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._file.close()
+
+
+class JsonLines:
+    """The whole report of each round as a line of JSON, weights and reasons included; SpecError as `CsvFile`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = _opened(path)
+
+    def __call__(self, report: RoundReport) -> None:
+        """Write it, so that it is there if the next round fails."""
+        self._file.write(json.dumps(report.as_dict(), allow_nan=True) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._file.close()
+
+
+class LogMetrics:
+    """Gives each round's numbers, see `metrics_of`, to a function such as a database client's or a node's
+    `log_metrics`."""
+
+    def __init__(self, log_metrics: Callable[[Mapping[str, float]], Any]) -> None:
+        self.log_metrics = log_metrics
+
+    def __call__(self, report: RoundReport) -> None:
+        """Call the function."""
+        self.log_metrics(metrics_of(report))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def file_sink(path: str | Path) -> CsvFile | JsonLines:
+    """The sink of a file name that ends in .csv or .jsonl; SpecError for others."""
+    match Path(path).suffix.lower():
+        case ".csv":
+            return CsvFile(path)
+        case ".jsonl":
+            return JsonLines(path)
+    raise SpecError(f"{path} must end in .csv or .jsonl")
+
+
+class Monitor:
+    """What a federation and its process are doing, now and since the monitor was made."""
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self._began, self._cpu = time.perf_counter(), time.process_time()
+        self._sent = federation.network.traffic.sent
+
+    def collect_federation_metrics(self) -> dict[str, Any]:
+        """active_nodes, resource_utilization (cpus in use, bytes of memory at most) and message_throughput: messages
+        sent, delivered and refused in all, and sent a second."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        traffic = self.federation.network.traffic
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "active_nodes": sum(not member.lost for member in self.federation.members.values()),
+            "resource_utilization": {
+                "cpus": (time.process_time() - self._cpu) / seconds,
+                "memory": peak * (1 if sys.platform == "darwin" else 1024),
+            },
+            "message_throughput": {
+                "sent": traffic.sent,
+                "delivered": traffic.delivered,
+                "refused": traffic.refused,
+                "per_second": (traffic.sent - self._sent) / seconds,
+            },
+        }
+
+
+def _opened(path: str | Path) -> TextIO:
+    try:
+        return Path(path).open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise SpecError(f"{path} cannot be written: {error.strerror or error}") from None

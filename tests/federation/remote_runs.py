@@ -1,0 +1,57 @@
+"""Runs of servers and workers for tests: in one event loop, over real links on this host."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from byzflow.federation import remote
+from byzflow.federation.nodes_file import NodesFile
+from byzflow.federation.remote_server import RemoteServer
+from byzflow.federation.remote_worker import Outcome, RemoteWorker
+from byzflow.federation.report import RoundReport
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as each:
+        each.bind(("127.0.0.1", 0))
+        return int(each.getsockname()[1])
+
+
+def nodes(port: int, honest: int = 3, byzantine: int = 0, **more: Any) -> dict[str, Any]:
+    """A file of a star, as plain data; `training` and further keys are added to what is there."""
+    training = {"rounds": 4, "batch_size": 16, "dataset": "synthetic", "model": "softmax", "deadline": 5.0}
+    workers = [{"id": id, "type": "honest" if id < honest else "byzantine"} for id in range(honest + byzantine)]
+    return {
+        "training": training | {"patience": 20.0} | more.pop("training", {}),
+        "server": {"host": "127.0.0.1", "port": port, "bind_host": "127.0.0.1"},
+        "workers": workers,
+        **more,
+    }
+
+
+def setup(plain: dict[str, Any]) -> remote.Setup:
+    """The set-up of a file."""
+    return remote.setup(msgspec.convert(plain, NodesFile), "workers", Path("nowhere"))
+
+
+async def star(plain: dict[str, Any], workers: Sequence[int] | None = None) -> tuple[RemoteServer, list[Outcome]]:
+    """A whole run; `workers` take part, all of the file unless said."""
+    made = setup(plain)
+    server = RemoteServer(made)
+    ids = [each["id"] for each in plain["workers"]] if workers is None else workers
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(server.run())
+        outcomes = [group.create_task(RemoteWorker(made, id).run()) for id in ids]
+    return server, [each.result() for each in outcomes]
+
+
+def equal(report: RoundReport) -> bool:
+    """If all who told their model's digest had the same."""
+    return len(report.digests) == 1
