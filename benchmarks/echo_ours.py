@@ -89,9 +89,9 @@ def _over(link: Link) -> Callable[[Any], Awaitable[Any]]:
 @asynccontextmanager
 async def socket_link(name: str, keys: bool, folder: Path) -> AsyncIterator[End]:
     """The link of tcp: and gossip, with nothing above it."""
-    async with server(name, folder) as (url, pid):
-        async with Hub(keys=folder / CLIENT if keys else None, purpose="echo") as hub:
-            yield End(_over(await hub.dial(url)), (pid,), tensors=True)
+    own = folder / CLIENT if keys else None
+    async with server(name, folder) as (url, pid), Hub(keys=own, purpose="echo") as hub:
+        yield End(_over(await hub.dial(url)), (pid,), tensors=True)
 
 
 async def serve_socket(keys: bool, folder: Path) -> None:

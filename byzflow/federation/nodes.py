@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -188,6 +188,16 @@ class AttackNode(ByzantineNode):
         rows = operator(list(honest), **extras)
         lie: Tensor = rows[place if len(rows) > place else 0]
         return lie
+
+    def state(self) -> dict[str, Any]:
+        """What its learner needs to go on."""
+        gives = getattr(self.learner, "state", None)
+        return {} if gives is None else dict(gives())
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Its learner takes up what `state` gave."""
+        if (takes := getattr(self.learner, "load_state", None)) is not None:
+            takes(state)
 
     def apply_server_gradient(self, gradient: Tensor) -> None:
         """Its learner follows, so that what it knows is up to date."""

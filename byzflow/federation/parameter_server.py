@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from byzflow.actors import ActorRef
 from byzflow.custom import Stage, compose
 from byzflow.errors import FederationError
 from byzflow.federation.federation import Federation
-from byzflow.federation.nodes import HonestNode
 from byzflow.federation.report import History, RoundReport
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.performer import ask
@@ -110,7 +110,7 @@ class ParameterServer:
         return self._centre.step
 
     async def shutdown(self) -> None:
-        """End the run, and the workers of nodes that are actors. May be called twice."""
+        """End the run, the nodes' pools, and the workers of nodes that are actors. May be called twice."""
         await self.federation.stop()
         await close(member.node for member in self.federation.members.values())
 
@@ -179,7 +179,15 @@ def joined(honest: Nodes, byzantine: Nodes | None) -> tuple[dict[NodeId, Any], t
     return good | bad, tuple(bad)
 
 
-async def close(nodes: Any) -> None:
-    """End the workers of those nodes that are actors."""
-    actors = [node.aclose() for node in nodes if not isinstance(node, HonestNode) and hasattr(node, "aclose")]
-    await asyncio.gather(*actors)
+async def close(nodes: Iterable[Any]) -> None:
+    """End the pools of nodes that have one, and the workers of nodes that are actors."""
+
+    async def each(node: Any) -> None:
+        try:
+            if hasattr(node, "shutdown_distributed"):
+                await ask(node, "shutdown_distributed")
+        finally:
+            if isinstance(node, ActorRef):
+                await node.aclose()
+
+    await asyncio.gather(*map(each, nodes), return_exceptions=True)  # a worker that died has nothing to end

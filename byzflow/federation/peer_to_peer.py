@@ -75,7 +75,7 @@ class PeerToPeer:
         return await self.federation.round()
 
     async def shutdown(self) -> None:
-        """End the run, and the workers of nodes that are actors. May be called twice."""
+        """End the run, the nodes' pools, and the workers of nodes that are actors. May be called twice."""
         await self.federation.stop()
         await close(member.node for member in self.federation.members.values())
 

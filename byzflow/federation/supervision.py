@@ -179,7 +179,7 @@ class Supervisor:
         return None
 
     async def keep(self, members: Iterable[Member], done: int) -> None:
-        """Keep the state of all nodes that can die, after so many rounds."""
+        """Keep the state of all nodes that can die, after so many rounds; not of who is late and in another one."""
         if not self.policy.keep_every or done % self.policy.keep_every:
             return
 
@@ -188,7 +188,12 @@ class Supervisor:
             if state is not None:
                 self.kept[member.id] = done, state
 
-        await asyncio.gather(*(keep(member) for member in members if member.mortal and member.virtual is not None))
+        mortal = [member for member in members if member.mortal and member.virtual is not None]
+        await asyncio.gather(*(keep(member) for member in mortal if self.done(member, done)))
+
+    def done(self, member: Member, rounds: int) -> bool:
+        """If a member has gone through so many rounds."""
+        return self.pace.at.get(member.id, rounds) >= rounds
 
     async def state_of(self, node: Any) -> dict[str, Any] | None:
         """All that a node needs to go on; None of one that has no state."""

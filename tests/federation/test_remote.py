@@ -451,13 +451,13 @@ def until(true: Any, seconds: float = 60.0) -> None:
 def test_the_local_script_runs_over_tls_and_exits_with_0() -> None:
     done = subprocess.run(
         ["bash", str(ROOT / "examples" / "remote_tcp" / "test_local.sh")],
-        env=ENVIRONMENT | {"ROUNDS": "8", "PORT": str(free_port())},
+        env=ENVIRONMENT | {"ROUNDS": "15", "PORT": str(free_port())},
         capture_output=True,
         text=True,
         timeout=150,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 rounds, loss" in done.stdout
+    assert "15 rounds, loss" in done.stdout
     assert "models different in rounds none" in done.stdout
     assert "TLS" in done.stdout
 

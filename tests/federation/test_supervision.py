@@ -347,7 +347,7 @@ def test_a_federations_state_in_all_its_states() -> None:
 
 def test_if_one_node_cannot_be_built_none_stays(tmp_path: Any) -> None:
     async def main() -> None:
-        nodes = virtual(2, "process:", tmp_path, {}) + [VirtualNode(Unborn, 2, backend="process:")]
+        nodes = [*virtual(2, "process:", tmp_path, {}), VirtualNode(Unborn, 2, backend="process:")]
         federation = Federation(nodes)
         with pytest.raises(OSError, match="no data"):
             await federation.run(1)
