@@ -117,7 +117,11 @@ async def at_a_server(connections: int, random: Random, tick: Tick = lambda _: N
 
             async def attack() -> None:
                 for k in waiting:
-                    kind, bad = await _attack(server, random)
+                    try:
+                        kind, bad = await _attack(server, random)
+                    except ActorError as error:  # of a connection that had done nothing yet
+                        outcome.faults.append(f"{error}; the server counted {server.refused}"[-400:])
+                        continue
                     (outcome.refused if bad else outcome.read)[kind] += 1
                     if k % 100 == 0:
                         tick(100)
