@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -41,6 +41,7 @@ from byzflow.gossip.witness import Witness
 from byzflow.graph.subtask import Pool
 from byzflow.operators import Operator
 
+Program = Callable[[Door], Coroutine[Any, Any, None]]
 SERVER = "server"
 GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
 BEHIND = 16  # rounds that a worker of a star may be late before it is lost
