@@ -247,11 +247,10 @@ class Federation:
 
         if not _can(member.node, "get_parameters"):
             return None
-        try:
-            async with asyncio.timeout(timeout):
-                return await self.supervisor.reach(member, parameters, len(self.history) - 1)
-        except (TimeoutError, FederationError):
-            return None
+        asking = asyncio.ensure_future(self.supervisor.reach(member, parameters, len(self.history) - 1))
+        asking.add_done_callback(lambda late: late.cancelled() or late.exception())
+        await asyncio.wait({asking}, timeout=timeout)
+        return asking.result() if asking.done() and asking.exception() is None else None
 
     def _known(self, id: NodeId) -> Member:
         if id not in self.members:
@@ -266,13 +265,13 @@ class Federation:
         """Build the nodes and let their programs begin; needless before `run`."""
         if self._tasks or self._ended:
             return
-        await self.supervisor.build(self.members.values())
-        if self._resume and self._file is not None and checkpoints.exists(self._file):
-            try:
+        try:
+            await self.supervisor.build(self.members.values())
+            if self._resume and self._file is not None and checkpoints.exists(self._file):
                 await resuming.restore(self, await asyncio.to_thread(checkpoints.load, self._file))
-            except BaseException:
-                await self.stop()
-                raise
+        except BaseException:
+            await self.stop()
+            raise
         done = len(self.history)
         await self.supervisor.keep(self.members.values(), done)
         for member in self.members.values():
@@ -351,6 +350,8 @@ class Federation:
         if self._fault is not None:
             await self.stop()
             raise self._fault
+        if self._ended:  # by somebody else, in the middle of a round, which then does not count
+            raise Stopped(f"the run was stopped in round {len(self.history) + 1}")
 
     async def add(self, id: NodeId, node: Any, neighbours: Sequence[NodeId] | None = None, role: str = "") -> None:
         """A node more, from the next round on, with the model that the others have, or that its neighbours agree on.
