@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one_line
 from byzflow.federation import checkpoint as checkpoints
 from byzflow.federation import resume as resuming
-from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.churn import Churn
+from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.grouping import Grouping
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode

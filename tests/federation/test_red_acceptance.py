@@ -52,7 +52,10 @@ def learners(split: Split, n: int, **settings: Any) -> list[LearnerNode]:
     given: dict[str, Any] = {"lr": 1.0, "batch_size": 32, "test": split} | settings
     return [
         LearnerNode(
-            make_model("softmax", split.shape, split.classes), (split.train_x[part], split.train_y[part]), seed=k, **given
+            make_model("softmax", split.shape, split.classes),
+            (split.train_x[part], split.train_y[part]),
+            seed=k,
+            **given,
         )
         for k, part in enumerate(parts)
     ]
@@ -252,7 +255,9 @@ def test_versions_are_read_as_often_as_one_likes() -> None:
         federation.wait(PATIENCE)
         for _ in range(2):
             found = federation.pull_version(["c", "a"])
-            assert [(each["n_version"], each["model"]["weights"]["w"].tolist()) for each in found] == [(10, [10.0, 10.0])] * 2
+            assert [(each["n_version"], each["model"]["weights"]["w"].tolist()) for each in found] == [
+                (10, [10.0, 10.0])
+            ] * 2
         kept = federation["a"].handle.versions
         assert [kept.pull(number)["model"]["weights"]["w"][0] for number in range(7, 11)] == [7, 8, 9, 10]
         with pytest.raises(FederationError, match="is gone"):
@@ -285,7 +290,9 @@ def test_the_state_is_right_at_any_time() -> None:
 
     def always() -> None:
         assert (federation.num_nodes, federation.node_ids) == (3, ["a", "b", "c"])
-        assert set(federation.resources) == {"a", "b", "c"} and all(each["CPU"] > 0 for each in federation.resources.values())
+        assert set(federation.resources) == {"a", "b", "c"} and all(
+            each["CPU"] > 0 for each in federation.resources.values()
+        )
         assert federation["b"].id == "b"
         with pytest.raises(FederationError, match="no node 'z'; there are a, b, c"):
             federation["z"]
@@ -345,7 +352,12 @@ def test_the_topology_changes_in_the_middle_of_a_run() -> None:
         node.send("x", (node.id, "star"))
         expected = len(before) + len(after)
         got = [node.receive(block=True, timeout=PATIENCE) for _ in range(expected)]
-        return {"before": before, "after": after, "got": sorted(each.body for each in got if each), "more": node.receive()}
+        return {
+            "before": before,
+            "after": after,
+            "got": sorted(each.body for each in got if each),
+            "more": node.receive(),
+        }
 
     with threads(4) as federation:
         federation.train(program=program)
@@ -367,7 +379,13 @@ def test_the_topology_changes_in_the_middle_of_a_run() -> None:
         async with Federation(nodes, "ring") as federation:
             for shape in ("full", "star", "ring", "full"):
                 await federation.round()
-                graph = nx.complete_graph(6) if shape == "full" else nx.cycle_graph(6) if shape == "ring" else nx.star_graph(5)
+                graph = (
+                    nx.complete_graph(6)
+                    if shape == "full"
+                    else nx.cycle_graph(6)
+                    if shape == "ring"
+                    else nx.star_graph(5)
+                )
                 federation.topology = federation.topology.with_edges(graph.edges)  # type: ignore[union-attr]
             history = await federation.run(1)
         assert not any(report.missing or report.rejected for report in history)
@@ -404,7 +422,15 @@ def test_averaging_of_models_with_batch_norm(buffers: Any, digits: Split) -> Non
     schema = StarFederatedLearningSchema(roles=["train"] * 4)
     history = schema.train(
         {"rounds": 8, "exchange": "updates", "defence": "mean", "evaluate_every": 8},
-        {"model": Normed, "data": data, "lr": 0.2, "local_steps": 8, "prox_mu": 0.01, "buffers": buffers, "test": digits},
+        {
+            "model": Normed,
+            "data": data,
+            "lr": 0.2,
+            "local_steps": 8,
+            "prox_mu": 0.01,
+            "buffers": buffers,
+            "test": digits,
+        },
         blocking=True,
     )
     assert history[-1].metrics["accuracy"] >= 0.8
@@ -430,7 +456,9 @@ def test_claimed_samples_count_up_to_a_cap() -> None:
     history = Federation(nodes, "star", "mean", sample_cap=60.0, seed=1).train(1)
     expected = np.array([10, 30, 60, 60, 1, 1, 1]) / 163
     assert [history[0].weights[k] for k in range(7)] == pytest.approx(expected.tolist())
-    attacked = Federation([Fixed([1.0]), Fixed([1.0]), AttackNode("sign_flip")], "star", "mean", sample_cap=1.0).train(1)
+    attacked = Federation([Fixed([1.0]), Fixed([1.0]), AttackNode("sign_flip")], "star", "mean", sample_cap=1.0).train(
+        1
+    )
     assert attacked[0].weights[2] == pytest.approx(1 / 3)
     with pytest.raises(FederationError, match="sample_cap"):
         Federation(nodes, "star", sample_cap=0.0)
@@ -463,6 +491,7 @@ def test_peers_of_a_shape_learn_without_a_template(kind: Any, n: int, digits: Sp
 
 def test_models_circulate_in_a_ring_of_threads() -> None:
     for n in (2, 3, 10, 100):
+
         def program(node: FederatedNode, n: int = n) -> dict[str, Any]:
             position = int(str(node.id).removeprefix("client_"))
             after = f"client_{(position + 1) % n}"
