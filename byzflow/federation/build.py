@@ -28,7 +28,7 @@ from byzflow.gossip.defence import Defence
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.topology import Topology, topology
 from byzflow.gossip.varying import Varying
-from byzflow.operators import Attack, Operator
+from byzflow.operators import Operator
 
 ROLES = ("train", "eval", "test", "aggregate")
 DATA = ("test_share", "train", "test", "features", "classes", "spread")
@@ -164,7 +164,7 @@ def _nodes(config: Config, liars: Sequence[int], roles: Mapping[NodeId, str], st
     with at("data.name"):
         split = datasets.load(data.name, data.root, **options)
     with at("attack.name"):
-        attack = AttackNode(config.attack.name).attack
+        AttackNode(config.attack.name)
     learners = [node for node in every if config.attack.knowledge == "own" or node not in liars]
     chosen = {name: value for name in PARTITION if (value := getattr(data, name)) is not None}
     with at("data.partition"):
@@ -192,7 +192,9 @@ def _nodes(config: Config, liars: Sequence[int], roles: Mapping[NodeId, str], st
             LearnerNode(**each)  # a mistake shows here, wherever the node is to live
     sizes = dict(zip(learners, map(len, parts), strict=True))
     makers: list[Callable[[], Any]] = [
-        partial(_liar, attack, settings.get(node), step) if node in liars else partial(LearnerNode, **settings[node])
+        partial(_liar, config.attack.name, settings.get(node), step)
+        if node in liars
+        else partial(LearnerNode, **settings[node])
         for node in every
     ]
     if config.nodes.backend == INLINE:
@@ -202,7 +204,7 @@ def _nodes(config: Config, liars: Sequence[int], roles: Mapping[NodeId, str], st
     return made, [sizes.get(node, round(median(sizes.values()))) for node in every]
 
 
-def _liar(attack: Attack, settings: Mapping[str, Any] | None, step: str) -> AttackNode:
+def _liar(attack: str, settings: Mapping[str, Any] | None, step: str) -> AttackNode:
     """A Byzantine node, with a learner of its own if it has data."""
     return AttackNode(attack, None if settings is None else LearnerNode(**settings), step)
 
