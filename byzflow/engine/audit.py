@@ -25,7 +25,7 @@ def column_weights(
     """
     parts = [parts] if isinstance(parts, AnyRows) else parts
     layout = parts[0].layout
-    spans = list(layout.spans(max(1, layout.d // PLACES)))
+    spans = list(layout.spans(layout.d // PLACES if layout.d > COLUMNS else COLUMNS))  # of a small model, whole leaves
     spans = spans[:: max(1, len(spans) // (2 * PLACES))]  # of many small leaves, some
     wide = max(1, COLUMNS // max(1, len(spans)))
     seen, unknown = 0, torch.tensor(False)

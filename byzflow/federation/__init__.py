@@ -6,15 +6,18 @@ learner, batches, training,         what one node does alone
 optimizer, evaluation, randomness
 nodes, learner_node                 what takes part: honest nodes and Byzantine ones
 federation                          nodes, a graph and a defence, run by rounds
-<<<<<<< HEAD
+parameter_server, peer_to_peer      the same in two lines; progress shows a bar
+node_actor                          nodes on workers
+applications, distributed           pipelines of a node, and nodes made of them
+decentralized, router, contexts,    nodes that handle messages, each with its own scheduler
+remote_context, decentralized_cluster
+decentralized_cluster
 report                              what a round was like
 
 nodes_file, remote, presence        nodes that are processes: their file, what all make of it, who is there
 remote_server, centre,              the processes themselves
 remote_worker, remote_peer
-=======
 report, summary, sinks, live_view   what a round was like, and a run; where it is written and shown
 config, typed_file, red_config      one file that says it all
 build, schemas                      from a configuration to a federation, by the name of its kind
->>>>>>> main
 """

@@ -165,5 +165,5 @@ class Churn:
         models = {each.id: await supervisor.reach(each, model, done - 1) for each in honest}
         heard = Heard({id: each for id, each in models.items() if each is not None})
         verdict = Defence(federation._defence, federation._f).aggregate(heard)
-        if verdict.value is not None:
+        if verdict.value is not None and callable(getattr(member.node, "set_parameters", None)):
             await ask(member.node, "set_parameters", verdict.value, limit=supervisor.policy.call_timeout)

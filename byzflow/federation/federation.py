@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, median
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one_line
+from byzflow.federation import checkpoint as checkpoints
+from byzflow.federation import resume as resuming
 from byzflow.federation.churn import Churn
+from byzflow.federation.claims import believed, checked_cap
+from byzflow.federation.grouping import Grouping
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
 from byzflow.federation.report import History, RoundReport, Sink
+from byzflow.federation.resources import Resources, plan
 from byzflow.federation.supervision import Supervision, Supervisor
+from byzflow.federation.versions import VersionStore
 from byzflow.federation.virtual_node import VirtualNode
 from byzflow.federation.workers import Workers
 from byzflow.gossip import programs
+from byzflow.gossip.cluster import BETWEEN, SETTING, Clusters, cluster
 from byzflow.gossip.defence import Defence
 from byzflow.gossip.door import Door, Run
 from byzflow.gossip.drive import drive
@@ -26,7 +34,7 @@ from byzflow.gossip.effects import NodeId
 from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.pace import Pace
-from byzflow.gossip.performer import Performer, Seat, Told
+from byzflow.gossip.performer import Performer, Seat, Told, ask
 from byzflow.gossip.topology import Source, Topology, topology
 from byzflow.gossip.varying import Varying
 from byzflow.gossip.weights import metropolis_hastings
@@ -34,6 +42,7 @@ from byzflow.gossip.witness import Witness
 from byzflow.graph.subtask import Pool
 from byzflow.operators import Operator
 
+Program = Callable[[Door], Coroutine[Any, Any, None]]
 SERVER = "server"
 GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
 BEHIND = 16  # rounds that a worker of a star may be late before it is lost
@@ -58,7 +67,7 @@ class Federation:
     ----------
     nodes : honest and Byzantine nodes, by id or in a list (ids 0, 1, ...); objects here or on workers, or a
         `VirtualNode` each, which has an id of its own, and is built when the federation starts.
-    topology : "star", or anything that `byzflow.gossip.topology` reads.
+    topology : "star", `Clusters` ("cluster", "cluster:3"), or anything that `byzflow.gossip.topology` reads.
     defence : the rule, a spec or operator; f may be left open in it.
     f : Byzantine nodes to bear, of those that one node hears.
     byzantine : ids of Byzantine nodes that are not instances of `ByzantineNode`, such as those on workers.
@@ -70,6 +79,7 @@ class Federation:
     server : the centre's own model, an object with `apply_server_gradient`, where it has one.
     update_byzantines : whether Byzantine nodes are given what comes of a round, too.
     weights : how much each sender counts in rules that take `sample_weights`, such as its samples; 1 where not said.
+    sample_cap : weights are also what nodes claim as their `samples()` at the start, each believed up to this.
     actor_pool : on whose workers the centre's rule is computed; here without one, which is as fast on one host.
     evaluate_every : rounds between evaluations; 0 for none.
     compare_digests : whether a star compares the nodes' `digest()` after each round, where they have one.
@@ -77,6 +87,10 @@ class Federation:
     supervision : what is done about workers that die; see `Supervision`.
     backend, workers : on how many workers of which kind virtual nodes live that name no place of their own; without
         `workers` one each.
+    checkpoint, checkpoint_every : a folder, and after how many rounds the whole federation is saved there, with the
+        nodes' places in their data and what rules remember; an older one is kept beside the newest.
+    resume : go on from the checkpoint in that folder, to the bit as if there had been no break, if there is one. Give
+        the same nodes, made in the same way, and the same settings.
 
     Raises
     ------
@@ -86,7 +100,7 @@ class Federation:
     def __init__(
         self,
         nodes: Sequence[Any] | Mapping[NodeId, Any],
-        topology: Source = "star",
+        topology: Source | Clusters = "star",
         defence: str | Operator = "mean",
         f: int | None = None,
         *,
@@ -102,6 +116,7 @@ class Federation:
         server: Any = None,
         update_byzantines: bool = True,
         weights: Mapping[NodeId, float] | None = None,
+        sample_cap: float | None = None,
         actor_pool: Pool | None = None,
         evaluate_every: int = 1,
         compare_digests: bool = True,
@@ -109,6 +124,9 @@ class Federation:
         supervision: Supervision | None = None,
         backend: str | None = None,
         workers: int | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
     ) -> None:
         given = dict(nodes) if isinstance(nodes, Mapping) else _numbered(nodes)
         if not given:
@@ -123,6 +141,7 @@ class Federation:
         self.update_byzantines, self.weights, self.actor_pool = update_byzantines, dict(weights or {}), actor_pool
         if strangers := [str(id) for id in self.weights if id not in given]:
             raise FederationError(f"weights are of nodes that are not there: {', '.join(strangers)}")
+        self._sample_cap = checked_cap(sample_cap)
         self.history = History()
         if exchange not in ("gradients", "updates"):
             raise FederationError(f"exchange is 'gradients' or 'updates', got {exchange!r}")
@@ -130,19 +149,25 @@ class Federation:
         self.server, self.min_nodes, self.patience = server, min_nodes, patience
         self.evaluate_every, self.compare_digests, self.sinks = evaluate_every, compare_digests, tuple(sinks)
         ids = tuple(given)
+        plan = Clusters.read(topology) if isinstance(topology, str) else topology
+        speakers = [member.id for member in self.members.values() if member.trains()]
+        self._grouping = Grouping(plan, ids, speakers, f or 0) if isinstance(plan, Clusters) else None
         graph = (
-            Topology((SERVER, *ids), tuple((SERVER, id) for id in ids)) if self.centre else _graph(topology, ids, seed)
+            Topology((SERVER, *ids), tuple((SERVER, id) for id in ids))
+            if self.centre
+            else _graph(self._grouping.groups.graph(ids) if self._grouping else topology, ids, seed)
         )
         self.network = LocalNetwork(graph, BEHIND if self.centre else AHEAD)
         self.shared = Run(
             lambda: self.network.topology,
-            frozenset(member.id for member in self.members.values() if member.trains()),
+            frozenset(speakers),
             0 if f is None else f,
             self.centre,
             fraction,
             quorum,
             deadline,
             seed,
+            {} if self._grouping is None else {SETTING: self._grouping.groups},
         )
         self._defence, self._f = defence, f
         Defence(defence, f)
@@ -150,11 +175,22 @@ class Federation:
         self._late: dict[int, set[NodeId]] = {}
         self.witness = Witness()
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
+        self._performers: dict[NodeId, Performer] = {}
         self._told: dict[int, list[Told]] = {}
         self._fault: Exception | None = None
         self._mixing: dict[int, Any] = {}
         self._ended = False
         self.supervisor = Supervisor(supervision or Supervision(), self.pace, self.centre is not None)
+        if checkpoint_every < 1 or (resume and checkpoint is None):
+            raise FederationError(
+                f"checkpoint_every must be >= 1, got {checkpoint_every}"
+                if checkpoint_every < 1
+                else "resume=True needs the folder: checkpoint=..."
+            )
+        self._file = None if checkpoint is None else Path(checkpoint) / resuming.FILE
+        self._save_every, self._resume = checkpoint_every, resume
+        self._remembered: dict[NodeId, dict[str, Any]] = {}
+        self.versions = VersionStore()
         self._churn = Churn(self)
         self._liars = [member.id for member in self.members.values() if member.byzantine]
         self._round_lock = asyncio.Lock()
@@ -187,28 +223,85 @@ class Federation:
         if not self._round_lock.locked():
             self._churn.rewire()
 
-    def __getitem__(self, id: NodeId) -> Any:
-        """A node. Raises FederationError with the known ids."""
+    @property
+    def resources(self) -> Resources:
+        """A plan of how the nodes share this machine."""
+        return plan(self.num_nodes)
+
+    async def pull_version(
+        self, ids: Sequence[NodeId] | None = None, timeout: float | None = None
+    ) -> list[dict[str, Any]]:
+        """What these nodes, or all, have as their `model` now, in this order; asked for only when somebody wants it.
+
+        What nodes or others publish themselves, by `versions.update_version`, stands beside it. Raises MessageTimeout
+        with the ids of those who have nothing within `timeout` seconds.
+        """
+        wanted = self.node_ids if ids is None else tuple(ids)
+        models = await asyncio.gather(*(self._model(self._known(id), timeout) for id in wanted))
+        for id, model in zip(wanted, models, strict=True):
+            if model is not None and not self.versions.is_latest(id, model=model):
+                self.versions.update_version(id, model=model)
+        return await self.versions.pull_version(wanted, timeout)
+
+    async def _model(self, member: Member, timeout: float | None) -> Any:
+        """A member's model; None if it has none, or does not answer."""
+
+        async def parameters(node: Any) -> Any:
+            return await ask(node, "get_parameters", limit=self.supervisor.policy.call_timeout)
+
+        if not _can(member.node, "get_parameters"):
+            return None
+        asking = asyncio.ensure_future(self.supervisor.reach(member, parameters, len(self.history) - 1))
+        asking.add_done_callback(lambda late: late.cancelled() or late.exception())
+        await asyncio.wait({asking}, timeout=timeout)
+        return asking.result() if asking.done() and asking.exception() is None else None
+
+    def _known(self, id: NodeId) -> Member:
         if id not in self.members:
             raise FederationError(f"no node {id!r}; there are {', '.join(map(str, self.members))}")
-        return self.members[id].node
+        return self.members[id]
+
+    def __getitem__(self, id: NodeId) -> Any:
+        """A node. Raises FederationError with the known ids."""
+        return self._known(id).node
 
     async def start(self) -> None:
         """Build the nodes and let their programs begin; needless before `run`."""
         if self._tasks or self._ended:
             return
-        await self.supervisor.build(self.members.values())
+        try:
+            await self.supervisor.build(self.members.values())
+            if self._resume and self._file is not None and checkpoints.exists(self._file):
+                await resuming.restore(self, await asyncio.to_thread(checkpoints.load, self._file))
+            await self._believe(self.members.values())
+        except BaseException:
+            await self.stop()
+            raise
         done = len(self.history)
         await self.supervisor.keep(self.members.values(), done)
         for member in self.members.values():
-            self.begin(member, done)
+            if member.here:
+                self.begin(member, done)
         if self.centre:
             self.begin(Member(SERVER, self.server or _NoModel()), done)
+
+    async def _believe(self, members: Iterable[Member]) -> None:
+        """Weights by what these claim, where that is wanted; those that were given stand."""
+        if self._sample_cap is None:
+            return
+        claims = {
+            member.id: await self.supervisor.ask(member, "samples", len(self.history) - 1)
+            for member in members
+            if member.here and member.id not in self.weights and _can(member.node, "samples")
+        }
+        self.weights |= believed(claims, self._sample_cap)
 
     def begin(self, member: Member, done: int) -> None:
         """Let a member's program begin, after so many rounds."""
         aggregates = member.id == SERVER or not self.centre
         defence = self._rule() if aggregates else None
+        if defence is not None:
+            defence.state = self._remembered.pop(member.id, {})
         member.performer = Performer(
             self._seat(member),
             self.shared,
@@ -220,12 +313,14 @@ class Federation:
             self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
             self.actor_pool,
             self._weights if not self.centre else None,
+            {} if self._grouping is None else {BETWEEN: Defence(self._grouping.plan.between)},
             limit=self.supervisor.policy.call_timeout,
             again=member.mortal,
         )
         member.performer.round = done
         self.network.mailbox(member.id).begin(done)
         self.pace.at[member.id] = done - 1
+        self._performers[member.id] = member.performer
         self._tasks[member.id] = asyncio.create_task(self._live(member))
         self.supervisor.watch(member)
 
@@ -251,15 +346,28 @@ class Federation:
             await self.supervisor.keep(self.members.values(), number + 1)
             await self._checked()
             self.history.rounds.append(report)
+            self._regroup(number)
+            if self._file is not None and not len(self.history) % self._save_every:
+                state = await resuming.collect(self)
+                await asyncio.to_thread(checkpoints.save, self._file, state)
         for sink in self.sinks:
             sink(report)
         return report
+
+    def _regroup(self, number: int) -> None:
+        """The clusters after a round, where there are some."""
+        nodes = self.network.topology.nodes
+        if self._grouping is not None and self._grouping.after(number, nodes):
+            self.shared.settings[SETTING] = self._grouping.groups
+            self.topology = self._grouping.groups.graph(nodes)
 
     async def _checked(self) -> None:
         """Raise what ended the run, if it ended."""
         if self._fault is not None:
             await self.stop()
             raise self._fault
+        if self._ended:  # by somebody else, in the middle of a round, which then does not count
+            raise Stopped(f"the run was stopped in round {len(self.history) + 1}")
 
     async def add(self, id: NodeId, node: Any, neighbours: Sequence[NodeId] | None = None, role: str = "") -> None:
         """A node more, from the next round on, with the model that the others have, or that its neighbours agree on.
@@ -318,6 +426,21 @@ class Federation:
     ) -> None:
         await self.stop()
 
+    # ------------------------------------------------------------------ what is saved
+
+    @property
+    def rule(self) -> str:
+        """The defence as a spec."""
+        return str(Defence(self._defence, self._f).operator)
+
+    def rule_memory(self) -> dict[NodeId, dict[str, Any]]:
+        """What the rule of each node that aggregates remembers."""
+        return {id: each.defence.state for id, each in self._performers.items() if each.defence is not None}
+
+    def remember(self, memory: dict[NodeId, dict[str, Any]]) -> None:
+        """What the rules remember, before they begin."""
+        self._remembered = memory
+
     # ------------------------------------------------------------------ the nodes' lives
 
     def _member(self, id: NodeId, node: Any, role: str | None, byzantine: bool) -> Member:
@@ -337,7 +460,7 @@ class Federation:
         """Run a node's program to its end, whatever befalls the node."""
         performer, door = member.performer, Door(member.id, self.shared)
         assert performer is not None
-        program = programs.server if member.id == SERVER else programs.worker if self.centre else programs.peer
+        program = self._program(member.id)
         try:
             while True:
                 try:
@@ -361,6 +484,11 @@ class Federation:
         finally:
             await self.pace.leave([member.id])
 
+    def _program(self, id: NodeId) -> Program:
+        if self.centre:
+            return programs.server if id == SERVER else programs.worker
+        return programs.peer if self._grouping is None else cluster
+
     def _rule(self) -> Defence:
         defence = Defence(self._defence, self._f)
         defence.sample_weights = self.weights
@@ -373,6 +501,8 @@ class Federation:
                 return
             told = replace(told, round=len(self.history))  # a late node's errors count where they can be seen
         self._told.setdefault(told.round, []).append(told)
+        if told.heard is not None and self._grouping is not None and not told.stage:
+            self._grouping.note(told.heard)
         if told.heard is not None and told.round in self._late:
             self._late[told.round] |= set(told.heard.silent)
 

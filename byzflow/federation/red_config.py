@@ -108,8 +108,7 @@ def _strategy(found: dict[str, Any], value: Any, data: Mapping[str, Any]) -> Non
 
 
 def _scaling(found: dict[str, Any], value: Any, data: Mapping[str, Any]) -> None:
-    if value:
-        raise SpecError("nodes weigh the same whatever number of samples they claim: set it to false")
+    _put(found, "defence.sample_weights", bool(value))
 
 
 def _optimizer(found: dict[str, Any], value: Any, data: Mapping[str, Any]) -> None:

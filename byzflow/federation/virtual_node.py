@@ -26,7 +26,8 @@ class VirtualNode:
     Parameters
     ----------
     template : the node's class, or a function that makes it; a registered name for a worker that takes no code.
-    id, role, config, log : given to the template under these names, as far as its signature has them.
+    id, role, config, log : given to the template under these names (id also as node_id), as far as its signature, or
+        that of a base that it passes its keyword arguments on to, has them.
     args, kwargs : given to the template besides.
     backend : "inline" for an object in this process, else the URL of a worker of its own ("thread:", "process:",
         "ray:", "tcp://host:7000"), a started Backend to live on, or a function that makes one.
@@ -67,8 +68,8 @@ class VirtualNode:
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The template's keyword arguments: those given, and of id, role, config and log those it takes."""
-        mine = {"id": self.id, "role": self.role, "config": self.config, "log": self.log}
+        """The template's keyword arguments: those given, and of id, node_id, role, config and log those it takes."""
+        mine = {"id": self.id, "node_id": self.id, "role": self.role, "config": self.config, "log": self.log}
         takes = _parameters(self.template)
         return {name: value for name, value in mine.items() if name in takes} | dict(self._kwargs or {})
 
@@ -124,7 +125,16 @@ class VirtualNode:
 
 def _parameters(template: Any) -> frozenset[str]:
     """The names of what it takes; none of what only its worker knows."""
-    try:
-        return frozenset(inspect.signature(template).parameters) - {"args", "kwargs"}
-    except (TypeError, ValueError):
-        return frozenset()
+    makers = [each.__dict__["__init__"] for each in template.__mro__ if "__init__" in each.__dict__] if (
+        isinstance(template, type)
+    ) else [template]  # fmt: skip
+    names: set[str] = set()
+    for maker in makers:
+        try:
+            taken = inspect.signature(maker).parameters
+        except (TypeError, ValueError):
+            break
+        names |= taken.keys()
+        if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+            break  # what it does not take itself goes no further
+    return frozenset(names) - {"args", "kwargs"}

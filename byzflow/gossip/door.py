@@ -127,9 +127,9 @@ class Door:
         needed = self.quorum(senders) if quorum is None else quorum
         return Recv(type, t, tuple(senders), needed, self.run.deadline)
 
-    def aggregate(self, t: int, heard: Heard, own: Any = None) -> Aggregate:
+    def aggregate(self, t: int, heard: Heard, own: Any = None, stage: str = "") -> Aggregate:
         """See `effects.Aggregate`."""
-        return Aggregate(t, heard, own)
+        return Aggregate(t, heard, own, stage)
 
     def sample_peers(self, t: int, count: int) -> SamplePeers:
         """See `effects.SamplePeers`."""

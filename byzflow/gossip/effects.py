@@ -97,6 +97,8 @@ class Aggregate(Effect[Any]):
     round: int
     heard: Heard
     own: Any = None
+    stage: str = ""
+    """Names the rule, where a program has more than one."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ class Mailbox:
         self._may_send, self._ahead = may_send, ahead
         self._rounds: dict[tuple[str, int], dict[NodeId, Envelope]] = {}
         self._loose: deque[Envelope] = deque()
+        self._loose_of: Counter[NodeId] = Counter()
         self._down: set[NodeId] = set()
         self._lost: set[NodeId] = set()
         self._changed = asyncio.Event()
@@ -42,6 +43,7 @@ class Mailbox:
             return False
         if envelope.round is None:
             self._loose.append(envelope)
+            self._loose_of[envelope.sender] += 1
         else:
             self._rounds.setdefault((envelope.type, envelope.round), {})[envelope.sender] = envelope
         self._wake()
@@ -132,17 +134,23 @@ class Mailbox:
             limits = [end - now for end in (deadline if enough else None, patience) if end is not None]
             await self._wait(min(limits, default=None))
 
-    async def take(self, type: str | None = None, timeout: float | None = None) -> Envelope:
-        """The oldest message outside of rounds, of this type if one is given. Raises MessageTimeout."""
+    async def take(
+        self,
+        type: str | None = None,
+        timeout: float | None = None,
+        fits: Callable[[Envelope], bool] = lambda envelope: True,
+    ) -> Envelope:
+        """The oldest message outside of rounds that fits, of this type if one is given. Raises MessageTimeout."""
         loop = asyncio.get_running_loop()
         end = None if timeout is None else loop.time() + timeout
         while True:
             self._changed.clear()
             if self._stopped:
                 raise Stopped("the run was stopped")
-            for envelope in self._loose:
-                if type in (None, envelope.type):
-                    self._loose.remove(envelope)
+            for place, envelope in enumerate(self._loose):
+                if type in (None, envelope.type) and fits(envelope):
+                    del self._loose[place]  # by place: values need not be comparable
+                    self._loose_of[envelope.sender] -= 1
                     self._wake()  # there is room
                     return envelope
             left = None if end is None else end - loop.time()
@@ -158,7 +166,7 @@ class Mailbox:
             self._changed.clear()
             if self._stopped:
                 raise Stopped("the receiver was stopped")
-            if sum(other.sender == sender for other in self._loose) < LOOSE:
+            if self._loose_of[sender] < LOOSE:
                 return
             left = None if end is None else end - loop.time()
             if left is not None and left <= 0:
@@ -170,8 +178,7 @@ class Mailbox:
         if not self._may_send(envelope):
             return "not a neighbour"
         if envelope.round is None:
-            mine = sum(other.sender == envelope.sender for other in self._loose)
-            return "too many messages" if mine >= LOOSE else None
+            return "too many messages" if self._loose_of[envelope.sender] >= LOOSE else None
         if envelope.round < self.round:
             return "late: its round is over"
         if envelope.round > self.round + self._ahead:

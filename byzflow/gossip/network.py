@@ -97,13 +97,15 @@ class LocalNetwork:
                 f"its neighbours are {', '.join(map(str, known)) or 'none'}"
             )
 
-    def deliver(self, receiver: NodeId, envelope: Envelope) -> None:
-        """Put it into the mailbox, where it is checked again: a Byzantine sender skips its own check."""
+    def deliver(self, receiver: NodeId, envelope: Envelope) -> bool:
+        """Put it into the mailbox, which checks again: a Byzantine sender skips its own check. True if it was kept."""
         self.traffic.sent += 1
-        if self.mailbox(receiver).put(envelope):
+        kept = self.mailbox(receiver).put(envelope)
+        if kept:
             self.traffic.delivered += 1
         else:
             self.traffic.refused += 1
+        return kept
 
     def supervise(self, type: str, value: Any, to: Sequence[NodeId] | None = None) -> None:
         """A message of the supervisor's, to all nodes or some: the control plane knows no edges."""

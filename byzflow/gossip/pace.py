@@ -16,6 +16,7 @@ class Pace:
         self.allowed, self.skips = allowed, skips
         self.at: dict[NodeId, int] = {}  # the round that each node is in, or waits for
         self.over = 0  # rounds that the owner waits for no more
+        self._jumped: set[NodeId] = set()
         self._stopped = False
         self._changed = asyncio.Condition()
 
@@ -32,15 +33,17 @@ class Pace:
         """The node's next round, once it may begin; None when there is none. What came before is then finished."""
         async with self._changed:
             self.at[node] = round = self.at.get(node, -1) + 1
-            if self.skips and round < self.over:
+            if self.skips and round < self.over and node not in self._jumped:
                 self.at[node] = round = self.over
+            self._jumped.discard(node)
             self._changed.notify_all()
             await self._changed.wait_for(lambda: self._stopped or self.allowed > self.at[node])
             return None if self._stopped else self.at.get(node, round)
 
     async def jump(self, node: NodeId, round: int) -> None:
-        """The node's next turn is this round."""
+        """The node's next turn is this round, even if it is over."""
         async with self._changed:
+            self._jumped.add(node)
             self.at[node] = round - 1
 
     async def leave(self, nodes: Iterable[NodeId]) -> None:

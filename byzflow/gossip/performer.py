@@ -32,8 +32,13 @@ from byzflow.gossip.pace import Pace
 from byzflow.gossip.witness import Witness
 from byzflow.graph.subtask import Pool
 
-LIES = {"update": "lie", "half": "half_lie"}
-"""Types of message in which a Byzantine node lies, and its method that makes what it says."""
+LIES = {
+    "update": ("lie", "update"),
+    "half": ("half_lie", "half"),
+    "head": ("half_lie", "half"),
+    "mixed": ("half_lie", "half"),
+}
+"""Types of message in which a Byzantine node lies: its method that makes what it says, and of which messages."""
 HASTE = 0.9  # of the deadline, at which attackers stop waiting for late honest nodes
 
 
@@ -64,6 +69,7 @@ class Told:
     verdict: Verdict | None = None
     error: str = ""
     heard: Heard | None = None
+    stage: str = ""
 
 
 async def ask(node: Any, method: str, *arguments: Any, limit: float | None = None) -> Any:
@@ -105,6 +111,8 @@ class Performer:
     """Where the rule is computed; here if None."""
     mixing: Callable[[NodeId, int], Mapping[NodeId, float]] | None = None
     """The mixing weights of a node's neighbours in a round, for rules that take them."""
+    stages: Mapping[str, Defence] = field(default_factory=dict)
+    """The rules of a program that has more than `defence`."""
     limit: float | None = None
     """Seconds after which a node's worker that does not answer counts as dead."""
     again: bool = False
@@ -171,7 +179,7 @@ class Performer:
         """
         if self.seat.byzantine:
             return None  # what it sends is made when it sends, of what it sees then
-        if self.pace.over > round:
+        if self.pace.over > round and ("train", round) not in self._made:
             return None  # it would come too late: this node catches up
         try:
             made = await self._ask(self.seat.train)
@@ -189,13 +197,14 @@ class Performer:
             for receivers, lie in await self._lies(to, type, round):
                 await self.network.send(self.seat.id, receivers, type, lie, round)
         else:
-            if type in LIES and self.witness is not None:
+            if type in LIES and LIES[type][1] == type and self.witness is not None:
                 await self.witness.show(type, round, self.seat.id, value)
             await self.network.send(self.seat.id, to, type, value, round)
         self._sent.add((type, round))
 
     async def _lies(self, to: Sequence[NodeId], type: str, round: int) -> list[tuple[tuple[NodeId, ...], Any]]:
         """What to send to whom. Receivers who hear the same honest nodes are told the same."""
+        method, seen = LIES[type]
         liars = set(self.seat.accomplices)
         told: dict[tuple[NodeId, ...], list[NodeId]] = {}
         for receiver in to:
@@ -210,9 +219,9 @@ class Performer:
             rows: list[Any] = []
             if self.witness is not None and self.seat.knowledge == "omniscient":
                 patience = self.patience if self.run.deadline is None else HASTE * self.run.deadline
-                rows = await self.witness.honest(type, round, honest, patience)
+                rows = await self.witness.honest(seen, round, honest, patience)
             try:
-                lie = await self._ask(LIES[type], rows, self.place, len(self.seat.accomplices))
+                lie = await self._ask(method, rows, self.place, len(self.seat.accomplices))
             except (WorkerDied, Stopped):
                 raise
             except Exception as error:
@@ -227,18 +236,20 @@ class Performer:
         return list(self.seat.accomplices).index(self.seat.id)
 
     async def _aggregate(self, effect: Aggregate) -> Any:
-        assert self.defence is not None
-        if ("verdict", effect.round) in self._made:  # the rule's memory took this round already
-            return self._made["verdict", effect.round].value
+        defence = self.stages.get(effect.stage, self.defence)
+        assert defence is not None
+        key = (f"verdict {effect.stage}", effect.round)
+        if key in self._made:  # the rule's memory took this round already
+            return self._made[key].value
         own = None if effect.own is None else (self.seat.id, effect.own)
         weights = None if self.mixing is None else self.mixing(self.seat.id, effect.round)
         if self.pool is None:
-            verdict = self.defence.aggregate(effect.heard, own, weights)
+            verdict = defence.aggregate(effect.heard, own, weights)
         else:
-            verdict = await self.defence.aggregate_on(self.pool, effect.heard, own, weights)
+            verdict = await defence.aggregate_on(self.pool, effect.heard, own, weights)
         if self.again:
-            self._made["verdict", effect.round] = verdict
-        self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard))
+            self._made[key] = verdict
+        self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
         return verdict.value
 
     async def _ask(self, method: str, *arguments: Any) -> Any:

@@ -1,13 +1,25 @@
 """Checkpoints: what was saved comes back to the bit, a torn file never does, and the one before it then counts."""
 
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from byzflow.errors import CheckpointError
+from byzflow.errors import CheckpointError, FederationError
 from byzflow.federation.checkpoint import load, previous, read, save
+from byzflow.federation.datasets import load as load_data
+from byzflow.federation.federation import Federation
+from byzflow.federation.learner_node import LearnerNode
+from byzflow.federation.models import make_model
+from byzflow.federation.nodes import AttackNode, PoisonedNode
+from byzflow.federation.resume import packed, unpacked
+from byzflow.memory import ByNode
+from tests.federation.mortal import Mortal
 
 
 def test_what_was_saved_comes_back(tmp_path):
@@ -129,3 +141,111 @@ def test_a_full_disk_leaves_the_last_one(tmp_path, monkeypatch):
         save(file, {"round": 2})
     assert load(file) == {"round": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["state"]
+
+
+def learners() -> list:
+    split = load_data("synthetic", train=120, test=40, features=6, classes=3)
+    honest = [
+        LearnerNode(
+            make_model("mlp", split.shape, split.classes, seed=1),
+            (split.train_x[k::6], split.train_y[k::6]),
+            batch_size=7,
+            lr=0.1,
+            momentum=0.9,
+            test=split,
+            seed=k,
+        )
+        for k in range(6)
+    ]
+    return [*honest[:5], AttackNode("gaussian"), PoisonedNode(honest[5])]
+
+
+@pytest.mark.parametrize("graph", ["star", "ring", "random_matchings"])
+@pytest.mark.parametrize("defence", ["momentum | centered_clipping(tau=1)", "median"])
+def test_three_rounds_and_three_after_a_break_are_six(tmp_path, graph, defence):
+    def end(federation):
+        return [node.state() for node in map(federation.__getitem__, range(5))]
+
+    whole = Federation(learners(), graph, defence)
+    history = whole.train(6)
+    assert any(whole.rule_memory().values()) == ("momentum" in defence)
+    Federation(learners(), graph, defence, checkpoint=tmp_path).train(3)
+    later = Federation(learners(), graph, defence, checkpoint=tmp_path, checkpoint_every=2, resume=True)
+    assert later.train(3).metric("loss") == history.metric("loss")
+    assert [report.round for report in later.history] == list(range(6))
+    for one, other in zip(end(whole), end(later), strict=True):
+        assert one.keys() == other.keys()
+        assert all(str(one[name]) == str(other[name]) for name in one)
+        assert torch.equal(one["vector"], other["vector"])
+
+
+def test_a_rules_memory_is_packed_whole():
+    state = {"centre": torch.ones(2), "momentum": ByNode({1: torch.zeros(1), "1": torch.ones(1), 2: None}), "count": 3}
+    back = unpacked(packed(state))
+    assert torch.equal(back["centre"], torch.ones(2))
+    assert back["count"] == 3
+    assert isinstance(back["momentum"], ByNode)
+    assert {id: float(each) for id, each in back["momentum"].items()} == {1: 0.0, "1": 1.0}
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    Federation([Mortal(0), Mortal(1), Mortal(2)], "ring", "median", checkpoint=tmp_path).train(1)
+    for nodes, graph, defence, seed, why in [
+        (3, "ring", "mean", 0, "rule 'median"),
+        (3, "ring", "median", 1, "seed 0"),
+        (4, "ring", "median", 0, "other nodes: 3"),
+        (3, [(0, 1), (1, 2)], "median", 0, "another graph"),
+    ]:
+        federation = Federation(
+            [Mortal(k) for k in range(nodes)], graph, defence, seed=seed, checkpoint=tmp_path, resume=True
+        )
+        with pytest.raises(FederationError, match=why):
+            federation.train(1)
+    for settings in ({"resume": True}, {"checkpoint": tmp_path, "checkpoint_every": 0}):
+        with pytest.raises(FederationError, match="checkpoint"):
+            Federation([Mortal(0)], **settings)
+
+
+RUN = """
+import asyncio, sys
+from byzflow.federation.federation import Federation
+from byzflow.federation.supervision import Supervision
+from byzflow.federation.virtual_node import VirtualNode
+from tests.federation.mortal import Mortal
+
+folder, graph, deaths = sys.argv[1:]
+nodes = [Mortal(0, folder, (deaths,) if deaths else ()), Mortal(1)]
+nodes += [VirtualNode(Mortal, 2, "train-eval", backend="process:")]
+federation = Federation(
+    nodes, graph, "momentum | centered_clipping(tau=1)", checkpoint=folder, resume=True,
+    supervision=Supervision(period=0), sinks=[lambda report: print(federation[2]._backend.pid, flush=True)],
+)
+async def main():
+    async with federation:
+        await federation.run(6 - len(federation.history))
+        print([nodes[0].state(), nodes[1].state(), await federation[2].state()])
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("graph", ["star", "ring"])
+def test_kill_9_of_the_whole_run_and_a_new_start_end_as_an_undisturbed_run(tmp_path, graph):
+    def run(deaths):
+        command = [sys.executable, "-c", RUN, str(tmp_path), graph, deaths]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    broken = run("honest_gradient:4")  # in the fourth round
+    assert broken.returncode == -9
+    pids = broken.stdout.split()
+    assert len(pids) == 3
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            break
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    again = run("")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert len(again.stdout.splitlines()) == 4  # three rounds, and the states
+    quiet = [Mortal(k) for k in range(3)]
+    Federation(quiet, graph, "momentum | centered_clipping(tau=1)").train(6)
+    assert again.stdout.splitlines()[-1] == str([node.state() for node in quiet])
