@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,21 @@ from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.remote_server import RemoteServer
 from byzflow.federation.remote_worker import RemoteWorker
 from byzflow.gossip.deadline import Deadline
-from tests.federation.remote_runs import equal, free_port, nodes, setup, star
+from tests.federation.remote_runs import (
+    ENVIRONMENT,
+    NODE,
+    ROOT,
+    equal,
+    free_port,
+    nodes,
+    process,
+    rounds_in,
+    setup,
+    star,
+    until,
+    write,
+)
 from tests.namespaces import hosts, unavailable
-
-ROOT = Path(__file__).parents[2]
-NODE = [sys.executable, str(ROOT / "examples" / "remote_tcp" / "ps_node.py")]
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "PYTHON": sys.executable,
-    "OMP_NUM_THREADS": "1",
-}
-
 
 # ---------------------------------------------------------------------- a run in which all goes well
 
@@ -420,38 +422,6 @@ def test_the_deadline_follows_the_most_and_is_not_stretched_by_the_few() -> None
 
 
 # ---------------------------------------------------------------------- processes
-
-
-def write(plain: dict[str, Any], path: Path) -> Path:
-    """A file of nodes, as JSON."""
-    path.write_text(json.dumps(plain))
-    return path
-
-
-@contextmanager
-def process(*arguments: Any) -> Iterator[subprocess.Popen[str]]:
-    """A node in a process of its own, killed in the end."""
-    command = [*NODE, *map(str, arguments)]
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
-def rounds_in(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file that are whole."""
-    text = file.read_text() if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def until(true: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

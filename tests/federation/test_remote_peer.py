@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from byzflow.federation import remote
 from byzflow.federation.federation import Federation
 from byzflow.federation.nodes_file import NodesFile
 from byzflow.federation.remote_peer import RemotePeer
-from tests.federation.remote_runs import free_port
+from tests.federation.remote_runs import free_port, process, rounds_in, until, write
 
 
 def network(honest: int = 4, byzantine: int = 0, topology: str = "full", **training: Any) -> remote.Setup:
@@ -150,3 +154,29 @@ def test_a_peer_needs_an_address() -> None:
     made = remote.setup(msgspec.convert(plain, NodesFile), "nodes", Path("nowhere"))
     with pytest.raises(FederationError, match="nodes: id 1 needs host and port"):
         RemotePeer(made, 0)
+
+
+@pytest.mark.slow
+def test_a_killed_process_stops_no_other(tmp_path: Path) -> None:
+    ports = [free_port() for _ in range(4)]
+    plain = {
+        "training": {"rounds": 300, "dataset": "synthetic", "model": "softmax", "patience": 60.0, "evaluate_every": 300},
+        "aggregation": {"method": "median", "f": 1},
+        "nodes": [{"id": id, "host": "127.0.0.1", "port": port} for id, port in enumerate(ports)],
+        "metrics": str(tmp_path / "rounds"),
+    }
+    config = write(plain, tmp_path / "nodes.json")
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(process("--config", config, "--role", "peer", "--node-id", id, "--json"))
+            for id in range(4)
+        ]
+        until(lambda: len(rounds_in(tmp_path / "rounds.0")) > 3)
+        os.kill(running[3].pid, signal.SIGKILL)
+        told = [each.communicate(timeout=90)[0] for each in running[:3]]
+        assert [each.returncode for each in running[:3]] == [0, 0, 0], told
+    ends = [json.loads(each.splitlines()[-1]) for each in told]
+    assert all(each["end"] and each["rounds"] == 300 for each in ends)
+    last = rounds_in(tmp_path / "rounds.0")[-1]
+    assert last["round"] == 299
+    assert last["missing"] == [3]
