@@ -10,6 +10,7 @@ parameter_server, peer_to_peer      the same in two lines; progress shows a bar
 node_actor                          nodes on workers
 applications, distributed           pipelines of a node, and nodes made of them
 decentralized, router, contexts,    nodes that handle messages, each with its own scheduler
+remote_context, decentralized_cluster
 decentralized_cluster
 report                              what a round was like
 

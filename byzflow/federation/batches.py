@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,11 @@ class Batches(Protocol):
 
     epoch: int
     position: int
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples there are; None where nobody knows."""
+        ...
 
     def next(self) -> Any:
         """The next batch; past the end of the data another epoch begins."""
@@ -43,6 +48,10 @@ class TensorBatches:
         self.x, self.y, self.seed = x, y, seed
         self.size = min(size, len(x))
         self.seek(0, 0)
+
+    @property
+    def samples(self) -> int:
+        return len(self.x)
 
     def seek(self, epoch: int, position: int) -> None:
         _check(epoch, position)
@@ -72,6 +81,11 @@ class LoaderBatches:
         self.loader, self.seed = loader, seed
         self._source: Iterator[Any] | None = None
         self.epoch = self.position = 0
+
+    @property
+    def samples(self) -> int | None:
+        data = getattr(self.loader, "dataset", None)
+        return len(data) if isinstance(data, Sized) else None
 
     def seek(self, epoch: int, position: int) -> None:
         _check(epoch, position)

@@ -49,7 +49,7 @@ class FederatedBase:
     def __init__(
         self,
         nodes: Sequence[VirtualNode],
-        topology: Source,
+        topology: Any,
         config: Any = None,
         resources: Any = "uniform",
         is_tune: bool = False,
@@ -177,7 +177,7 @@ class FederatedBase:
         found = []
         for node in [self[id] for id in wanted]:
             left = None if end is None else max(0.0, end - time.monotonic())
-            found.append(node.handle._pull_version(timeout=left if self.running else 0.0) if node.built else None)
+            found.append(self._pull(node, left if self.running else 0.0))
         return found if several else found[0]
 
     def send(self, header: str, body: Any = None, to: NodeId | Sequence[NodeId] | None = None) -> None:
@@ -225,8 +225,12 @@ class FederatedBase:
 
     def create_topology_manager(self) -> TopologyManager:
         """Join the nodes by the federation's graph; those that are built talk by it from now on."""
+        return self.joined(self._topology)
+
+    def joined(self, graph: Source) -> TopologyManager:
+        """The nodes, joined by any graph."""
         manager = TopologyManager(self._name)
-        manager.link_nodes(self.node_ids, self._topology)
+        manager.link_nodes(self.node_ids, graph)
         for node in self._nodes:
             if node.built:
                 node.handle.join(manager)
@@ -247,6 +251,10 @@ class FederatedBase:
         return {node.id: shares.get(node.id, {}) for node in self._nodes if node.built}
 
     # ------------------------------------------------------------------ the inside
+
+    def _pull(self, node: VirtualNode, timeout: float | None) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = node.handle._pull_version(timeout=timeout) if node.built else None
+        return found
 
     def _ended_one(self, program: Future[Any]) -> None:
         """An error of one ends what the others wait for, who would wait for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -15,6 +15,7 @@ from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one
 from byzflow.federation import checkpoint as checkpoints
 from byzflow.federation import resume as resuming
 from byzflow.federation.churn import Churn
+from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.grouping import Grouping
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
@@ -78,6 +79,7 @@ class Federation:
     server : the centre's own model, an object with `apply_server_gradient`, where it has one.
     update_byzantines : whether Byzantine nodes are given what comes of a round, too.
     weights : how much each sender counts in rules that take `sample_weights`, such as its samples; 1 where not said.
+    sample_cap : weights are also what nodes claim as their `samples()` at the start, each believed up to this.
     actor_pool : on whose workers the centre's rule is computed; here without one, which is as fast on one host.
     evaluate_every : rounds between evaluations; 0 for none.
     compare_digests : whether a star compares the nodes' `digest()` after each round, where they have one.
@@ -114,6 +116,7 @@ class Federation:
         server: Any = None,
         update_byzantines: bool = True,
         weights: Mapping[NodeId, float] | None = None,
+        sample_cap: float | None = None,
         actor_pool: Pool | None = None,
         evaluate_every: int = 1,
         compare_digests: bool = True,
@@ -138,6 +141,7 @@ class Federation:
         self.update_byzantines, self.weights, self.actor_pool = update_byzantines, dict(weights or {}), actor_pool
         if strangers := [str(id) for id in self.weights if id not in given]:
             raise FederationError(f"weights are of nodes that are not there: {', '.join(strangers)}")
+        self._sample_cap = checked_cap(sample_cap)
         self.history = History()
         if exchange not in ("gradients", "updates"):
             raise FederationError(f"exchange is 'gradients' or 'updates', got {exchange!r}")
@@ -247,11 +251,10 @@ class Federation:
 
         if not _can(member.node, "get_parameters"):
             return None
-        try:
-            async with asyncio.timeout(timeout):
-                return await self.supervisor.reach(member, parameters, len(self.history) - 1)
-        except (TimeoutError, FederationError):
-            return None
+        asking = asyncio.ensure_future(self.supervisor.reach(member, parameters, len(self.history) - 1))
+        asking.add_done_callback(lambda late: late.cancelled() or late.exception())
+        await asyncio.wait({asking}, timeout=timeout)
+        return asking.result() if asking.done() and asking.exception() is None else None
 
     def _known(self, id: NodeId) -> Member:
         if id not in self.members:
@@ -266,13 +269,14 @@ class Federation:
         """Build the nodes and let their programs begin; needless before `run`."""
         if self._tasks or self._ended:
             return
-        await self.supervisor.build(self.members.values())
-        if self._resume and self._file is not None and checkpoints.exists(self._file):
-            try:
+        try:
+            await self.supervisor.build(self.members.values())
+            if self._resume and self._file is not None and checkpoints.exists(self._file):
                 await resuming.restore(self, await asyncio.to_thread(checkpoints.load, self._file))
-            except BaseException:
-                await self.stop()
-                raise
+            await self._believe(self.members.values())
+        except BaseException:
+            await self.stop()
+            raise
         done = len(self.history)
         await self.supervisor.keep(self.members.values(), done)
         for member in self.members.values():
@@ -280,6 +284,17 @@ class Federation:
                 self.begin(member, done)
         if self.centre:
             self.begin(Member(SERVER, self.server or _NoModel()), done)
+
+    async def _believe(self, members: Iterable[Member]) -> None:
+        """Weights by what these claim, where that is wanted; those that were given stand."""
+        if self._sample_cap is None:
+            return
+        claims = {
+            member.id: await self.supervisor.ask(member, "samples", len(self.history) - 1)
+            for member in members
+            if member.here and member.id not in self.weights and _can(member.node, "samples")
+        }
+        self.weights |= believed(claims, self._sample_cap)
 
     def begin(self, member: Member, done: int) -> None:
         """Let a member's program begin, after so many rounds."""
@@ -351,6 +366,8 @@ class Federation:
         if self._fault is not None:
             await self.stop()
             raise self._fault
+        if self._ended:  # by somebody else, in the middle of a round, which then does not count
+            raise Stopped(f"the run was stopped in round {len(self.history) + 1}")
 
     async def add(self, id: NodeId, node: Any, neighbours: Sequence[NodeId] | None = None, role: str = "") -> None:
         """A node more, from the next round on, with the model that the others have, or that its neighbours agree on.

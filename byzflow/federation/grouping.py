@@ -36,7 +36,7 @@ class Grouping:
             known, distance = cosine_distances(sent)
             place = {node: k for k, node in enumerate(known)}
             if regroup and len(known) > 1:
-                found = groups_of(distance, self.plan.count or len(before.members), 2 * self._f + 2)
+                found = groups_of(distance, self.plan.count or len(before.members), 2 * self._f + 1)
                 members = self._placed([[known[k] for k in group] for group in found], nodes)
             heads = tuple(self._head(group, place, distance) for group in members)
         else:

@@ -43,6 +43,10 @@ class LearnerNode(HonestNode):
         self._server_step = OptimizerStep(server_lr, server_momentum)
         self._server_velocity: Tensor | None = None
 
+    def samples(self) -> float:
+        """How many samples its data has; 1 where the data does not say."""
+        return float(self.learner.batches.samples or 1)
+
     def next_batch(self) -> Any:
         """The learner's next batch."""
         return self.learner.batch()

@@ -11,9 +11,13 @@ from byzflow.federation.federated_base import FederatedBase
 from byzflow.federation.federation import Federation
 from byzflow.federation.loop_thread import LoopThread
 from byzflow.federation.own_thread import on_own_thread
+from byzflow.federation.published import Published
 from byzflow.federation.publishing_learner import PublishingLearner
 from byzflow.federation.report import History
+from byzflow.federation.topology_manager import TopologyManager
 from byzflow.federation.virtual_node import VirtualNode
+from byzflow.gossip.cluster import Clusters, Groups
+from byzflow.gossip.effects import NodeId
 from byzflow.gossip.topology import Source
 
 Template = Callable[..., Any]
@@ -35,7 +39,7 @@ class LearningSchema(FederatedBase):
         config: Any = None,
         log: Any = None,
         *,
-        topology: Source,
+        topology: Source | Clusters,
         first: Sequence[VirtualNode] = (),
         resources: Any = "uniform",
         is_tune: bool = False,
@@ -55,6 +59,8 @@ class LearningSchema(FederatedBase):
         super().__init__([*first, *clients], topology, config, resources, is_tune, bundle_offset)
         self._clients, self._learns = clients, learns
         self._client_args: Mapping[str, Any] = {}
+        self._made: dict[NodeId, PublishingLearner] = {}
+        self._published = {node.id: Published(node.id) for node in clients}
         self._loop: LoopThread | None = None
         self.federation: Federation | None = None
         """What runs the rounds of clients without a template; None before."""
@@ -72,6 +78,7 @@ class LearningSchema(FederatedBase):
         self._client_args, self._stopped = client_args, False
         for node in self._clients:
             node.handle = None
+            self._published[node.id].resume()
         self.federation = federation = Federation(self._clients, self._topology, **rules)
         self._loop = loop = LoopThread(self._name)
 
@@ -81,6 +88,10 @@ class LearningSchema(FederatedBase):
             except (Stopped, FederationError):
                 if not self._stopped:
                     raise
+            finally:
+                for node in self._clients:
+                    self._published[node.id].end()
+                    node.handle = self._made.get(node.id)  # what was learned stays, to be tested and pulled
             return federation.history
 
         self._runtime_remotes = [on_own_thread(f"{self._name}/rounds", whole)]
@@ -99,7 +110,13 @@ class LearningSchema(FederatedBase):
     def _learner(self, place: int) -> PublishingLearner:
         own = {name: each for name, each in self._client_args.items() if name not in ("model", "data")}
         made = self._client_args["model"]()
-        return PublishingLearner(f"client_{place}", made, self._client_args["data"][place], **{"seed": place, **own})
+        published = self._published[self._clients[place].id]
+        learner = PublishingLearner(published, made, self._client_args["data"][place], **{"seed": place, **own})
+        self._made[self._clients[place].id] = learner
+        return learner
+
+    def _pull(self, node: VirtualNode, timeout: float | None) -> dict[str, Any] | None:
+        return self._published[node.id].pull(None, timeout) if self._learns else super()._pull(node, timeout)
 
 
 class StarFederatedLearningSchema(LearningSchema):
@@ -165,10 +182,28 @@ class MeshFederatedLearningSchema(_PeerSchema):
 
 
 class KRegularFederatedLearningSchema(_PeerSchema):
-    """Each client with k others."""
+    """Each client with k others, 4 unless there are fewer."""
 
-    def __init__(self, client_template: Template | None = None, *args: Any, k: int = 4, **settings: Any) -> None:
-        super().__init__(client_template, *args, topology=f"k_regular:{k}", **settings)
+    def __init__(
+        self, client_template: Template | None = None, *args: Any, k: int | None = None, **settings: Any
+    ) -> None:
+        super().__init__(client_template, *args, topology="k_regular" if k is None else f"k_regular:{k}", **settings)
+
+
+class ClusterFederatedLearningSchema(_PeerSchema):
+    """Clients in clusters, see `Clusters`. With a template each talks to those of its own, and heads to heads."""
+
+    def __init__(
+        self, client_template: Template | None = None, *args: Any, clusters: Clusters | None = None, **settings: Any
+    ) -> None:
+        super().__init__(client_template, *args, topology=clusters or Clusters(), **settings)
+
+    def create_topology_manager(self) -> TopologyManager:
+        """Of clusters that stay as they begin."""
+        assert isinstance(self._topology, Clusters)
+        groups = self._topology.initial(self.node_ids)
+        shape = Groups(groups, tuple(group[0] for group in groups), self._topology.period)
+        return self.joined(shape.graph(self.node_ids))
 
 
 async def _rounds(federation: Federation, rounds: int) -> None:

@@ -38,7 +38,7 @@ class ParameterServer:
     aggregator : the rule, a spec, one of byzflow's operators or one of your own (`byzflow.custom`).
     pre_aggregator : steps in front of it, one or a list.
     update_byzantines : whether Byzantine nodes are given the aggregate too.
-    f : fills each f that is left open in the specs, and how many workers a round can do without.
+    f : fills each f that is left open in the specs, and how many workers a round can do without; the rule's if None.
     actor_pool : on whose workers the rule is computed; never needed for speed on one host.
     model : the centre's own model, with `apply_server_gradient`; it begins equal to the nodes'.
     begin : "check" that the honest nodes begin with equal models, or "copy" the first one's to the others.
@@ -70,6 +70,7 @@ class ParameterServer:
             raise FederationError(f"begin is 'check' or 'copy', got {begin!r}")
         self._begin, self._checked = begin, False
         rule = compose(pre_aggregator, aggregator, f)
+        f = rule.declared if f is None else f
         self.federation = Federation(
             nodes,
             "star",
@@ -99,9 +100,7 @@ class ParameterServer:
         are then as before, and another round may be tried.
         """
         if not self._checked:
-            if self._begin == "copy":
-                await self._copy_first()
-            await self._check_equal()
+            await self._start()
             self._checked = True
         self._centre.step = None
         report = await self.federation.round()
@@ -121,6 +120,16 @@ class ParameterServer:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.shutdown()
+
+    async def _start(self) -> None:
+        await self.federation.start()
+        try:
+            if self._begin == "copy":
+                await self._copy_first()
+            await self._check_equal()
+        except BaseException:
+            await self.federation.stop()
+            raise
 
     async def _copy_first(self) -> None:
         nodes = [member.node for member in self.federation.members.values() if not member.byzantine]

@@ -53,6 +53,7 @@ class PeerToPeer:
         nodes, liars = joined(honest_nodes, byzantine_nodes)
         self.lr = lr
         rule = compose(pre_aggregator, aggregator, f)
+        f = rule.declared if f is None else f
         self.federation = Federation(nodes, topology, rule, f, byzantine=liars, **settings)
 
     @property

@@ -8,15 +8,14 @@ from torch import Tensor
 
 from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.published import Published
-from byzflow.gossip.effects import NodeId
 
 
 class PublishingLearner(LearnerNode):
     """Publishes its parameters, a flat vector, as a version after each round."""
 
-    def __init__(self, id: NodeId, model: Any, data: Any, **settings: Any) -> None:
+    def __init__(self, versions: Published, model: Any, data: Any, **settings: Any) -> None:
         super().__init__(model, data, **settings)
-        self.versions = Published(id)
+        self.versions = versions
 
     def apply_server_gradient(self, gradient: Tensor) -> None:
         """The step that all take, and a version."""
@@ -32,9 +31,6 @@ class PublishingLearner(LearnerNode):
         """Go on from a mixed model, and a version."""
         super().adopt(model)
         self.versions.publish(parameters=self.get_parameters())
-
-    def _pull_version(self, number: int | None = None, timeout: float | None = None) -> dict[str, Any] | None:
-        return self.versions.pull(number, timeout)
 
     def _test(self, phase: str, **kwargs: Any) -> dict[str, float]:
         return self.evaluate()

@@ -112,7 +112,7 @@ async def cluster(door: Door) -> None:
         groups: Groups = door.run.settings[SETTING]
         mates = groups.mates(door.id)
         listeners = [node for node in door.listeners(t) if node in mates]
-        own = await door.train(t)
+        own = await door.train(t) if door.contributes else None
         if door.contributes:
             await door.send(listeners, "half", own, t)
         heard = await door.recv("half", t, [node for node in door.speakers(t) if node in mates])

@@ -8,7 +8,7 @@ from byzflow.gossip.door import Door
 async def peer(door: Door) -> None:
     """Gossip: a half step on the own data, an exchange with the neighbours, and the mixed model to go on from."""
     while (t := await door.turn()) is not None:
-        own = await door.train(t)
+        own = await door.train(t) if door.contributes else None
         if door.contributes:
             await door.send(door.listeners(t), "half", own, t)
         heard = await door.recv("half", t, door.speakers(t))

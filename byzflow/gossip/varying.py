@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
 from byzflow.errors import SpecError
 from byzflow.gossip.topology import Node, Topology, checked_nodes, topology
+
+KEPT = 8  # graphs, which each node asks for many times in a round
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Varying:
     nodes: tuple[Node, ...]
     function: Callable[[int], Any]
     seed: int = 0
+    _drawn: dict[int, Topology] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -30,11 +33,16 @@ class Varying:
         """The graph of round t >= 0; equal for equal t if the function's answers are. SpecError as `topology`."""
         if t < 0:
             raise SpecError(f"a round is >= 0, got {t}")
+        if t in self._drawn:
+            return self._drawn[t]
         made = self.function(t)
         graph = made if isinstance(made, Topology) else topology(made, self.nodes, self.seed)
         if isinstance(graph, Varying) or set(graph.nodes) != set(self.nodes):
             raise SpecError(f"the graph of round {t} must have the same {len(self)} nodes")
-        return replace(graph, version=t)
+        if len(self._drawn) >= KEPT:
+            self._drawn.clear()
+        self._drawn[t] = replace(graph, version=t)
+        return self._drawn[t]
 
 
 def random_regular_each(nodes: tuple[Node, ...], k: int, *, seed: int = 0) -> Varying:

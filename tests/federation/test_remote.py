@@ -102,7 +102,7 @@ def test_workers_may_come_before_their_server_and_one_may_come_late() -> None:
 def test_a_worker_that_is_too_slow_costs_its_own_vectors_alone() -> None:
     class Slow(LearnerNode):
         def honest_gradient_for_next_batch(self) -> torch.Tensor:
-            time.sleep(1.0)
+            time.sleep(2.0)
             return super().honest_gradient_for_next_batch()
 
     async def main() -> None:
@@ -116,7 +116,7 @@ def test_a_worker_that_is_too_slow_costs_its_own_vectors_alone() -> None:
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             group.create_task(server.run())
             outcomes = [group.create_task(each.run()) for each in (RemoteWorker(made, 0), RemoteWorker(made, 1), slow)]
-        assert max(report.seconds for report in server.history) < 0.9  # nobody waited for it
+        assert max(report.seconds for report in server.history) < 1.8  # nobody waited for it
         assert {each.result().digest for each in outcomes} == {server.centre.digest()}
         assert any("rounds behind" in line for line in said)  # it jumped
         assert sum(2 in report.missing for report in server.history) >= 5
@@ -174,6 +174,11 @@ class Stranger:
         await self.link.send(frame)
 
 
+async def listening(server: RemoteServer) -> None:
+    while server.network.hub._server is None:
+        await asyncio.sleep(0.001)
+
+
 def with_stranger(act: Any, **training: Any) -> RemoteServer:
     """Three honest workers and a stranger, who does `act(server)`, as the fourth; the server, after its rounds."""
 
@@ -188,6 +193,7 @@ def with_stranger(act: Any, **training: Any) -> RemoteServer:
 
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             group.create_task(server.run())
+            await listening(server)
             group.create_task(acting())
             outcomes = [group.create_task(RemoteWorker(made, id).run()) for id in (0, 1, 2)]
         assert {each.result().digest for each in outcomes} == {server.centre.digest()}
@@ -448,6 +454,7 @@ def until(true: Any, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_the_local_script_runs_over_tls_and_exits_with_0() -> None:
     done = subprocess.run(
         ["bash", str(ROOT / "examples" / "remote_tcp" / "test_local.sh")],
@@ -462,6 +469,7 @@ def test_the_local_script_runs_over_tls_and_exits_with_0() -> None:
     assert "TLS" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_worker_a_silent_one_and_a_killed_server_do_not_end_the_run(tmp_path: Path) -> None:
     """Kill -9 of one honest worker while another is silent, and then of the server: the others rejoin it."""
     metrics, kept = tmp_path / "rounds.jsonl", tmp_path / "server.safetensors"
@@ -505,13 +513,15 @@ def test_a_killed_worker_a_silent_one_and_a_killed_server_do_not_end_the_run(tmp
     assert all(each["equal"] for each in all_rounds)
 
 
-def test_a_restarted_server_ends_with_the_model_of_a_run_without_a_crash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["coordinate_wise_median", "centered_clipping(tau=0.1)"])
+def test_a_restarted_server_ends_with_the_model_of_a_run_without_a_crash(tmp_path: Path, method: str) -> None:
     """No round is applied twice or lost, though the checkpoint is three rounds old: bit by bit."""
     kept = {"path": str(tmp_path / "server.safetensors"), "every": 3}
     plain = nodes(
         free_port(),
         honest=3,
-        training={"rounds": 20, "quorum": 3, "evaluate_every": 0, "momentum": 0.9},
+        training={"rounds": 20, "quorum": 3, "evaluate_every": 0},
+        aggregation={"method": method},
         checkpoint=kept,
     )
 
@@ -530,6 +540,7 @@ def test_a_restarted_server_ends_with_the_model_of_a_run_without_a_crash(tmp_pat
         server = RemoteServer(made)
         assert 6 <= server.next < 20
         assert server.next % 3 == 0
+        assert bool(server.defence.state) == method.startswith("centered")  # what the rule remembers goes on
         async with asyncio.timeout(60):
             await server.run()
             outcomes = await asyncio.gather(*workers)
@@ -537,6 +548,23 @@ def test_a_restarted_server_ends_with_the_model_of_a_run_without_a_crash(tmp_pat
         return server.centre.digest()
 
     assert asyncio.run(main()) == in_one_process(plain)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_of_and_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    server, outcomes = asyncio.run(star(nodes(free_port(), checkpoint={"path": str(tmp_path / "file" / "kept")})))
+    assert all("no checkpoint was written" in report.errors["server"] for report in server.history)
+    assert {each.digest for each in outcomes} == {server.centre.digest()}
+
+
+def test_a_server_that_finds_all_rounds_done_tells_its_workers(tmp_path: Path) -> None:
+    """It was killed after its last step, before it said stop."""
+    plain = nodes(free_port(), training={"rounds": 2}, checkpoint={"path": str(tmp_path / "kept.safetensors")})
+    first, _ = asyncio.run(star(plain))
+    second, outcomes = asyncio.run(star(plain))
+    assert len(second.history) == 0
+    assert {each.digest for each in outcomes} == {first.centre.digest()}
+    assert {each.rounds for each in outcomes} == {2}
 
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -561,6 +589,7 @@ def test_a_worker_without_a_server_says_where_it_looked_and_gives_up(tmp_path: P
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
 def test_a_server_and_three_workers_on_hosts_that_share_nothing(tmp_path: Path) -> None:
     with hosts(4) as machines, ExitStack() as stack:
