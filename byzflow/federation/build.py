@@ -14,7 +14,7 @@ from torch import nn
 
 from byzflow.errors import ByzflowError, SpecError, did_you_mean, one_line
 from byzflow.federation import datasets
-from byzflow.federation.config import Config
+from byzflow.federation.config import ClustersSection, Config
 from byzflow.federation.federation import STEPS, Federation
 from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.models import make_model
@@ -24,6 +24,7 @@ from byzflow.federation.randomness import random_numbers
 from byzflow.federation.report import Sink
 from byzflow.federation.supervision import Supervision
 from byzflow.federation.virtual_node import INLINE, VirtualNode
+from byzflow.gossip.cluster import Clusters
 from byzflow.gossip.defence import Defence
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.topology import Topology, topology
@@ -37,7 +38,7 @@ PARTITION = ("alpha", "share", "per_node")
 
 
 def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
-    """The federation of a configuration over this graph, "star" or one of `byzflow.gossip.topology`.
+    """The federation of a configuration over this graph: "star", "cluster" or one of `byzflow.gossip.topology`.
 
     Raises SpecError with the key for all that cannot work together, before anything runs.
     """
@@ -61,7 +62,7 @@ def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
     backend = None if config.nodes.backend == INLINE else config.nodes.backend
     return Federation(
         nodes,
-        graph,
+        clusters(config, graph) or graph,
         defence,
         f,
         roles=roles,
@@ -96,15 +97,30 @@ def faults(config: Config) -> int:
     return len(byzantine(config)) if config.defence.f is None else config.defence.f
 
 
+def clusters(config: Config, graph: str) -> Clusters | None:
+    """The clusters of the graph "cluster"; None of others, for which settings of clusters are an error."""
+    given = config.clusters
+    if graph != "cluster":
+        if given != ClustersSection():
+            raise SpecError(f"clusters: mean nothing over {graph}: set federation.topology to cluster")
+        return None
+    with at("clusters.between"):
+        Defence(given.between)
+    return Clusters(count=given.count, period=given.period, every=given.every, between=given.between)
+
+
 def fewest_heard(config: Config, graph: str, trainers: Sequence[int]) -> int:
     """How many vectors the node that hears least aggregates, its own included."""
     count = config.nodes.count
     if graph == "star":
         return max(1, round(config.federation.fraction * len(trainers)))
+    speak = set(trainers)
+    if (groups := clusters(config, graph)) is not None:
+        with at("clusters"):
+            return min(len(speak & set(group)) for group in groups.initial(range(count)))
     with at("federation.topology"):
         made: Topology | Varying = topology(graph, count, config.federation.seed)
         shown = made.at(0) if isinstance(made, Varying) else made
-    speak = set(trainers)
     return min(1 + sum(other in speak for other in shown.in_neighbours(node)) for node in range(count))
 
 

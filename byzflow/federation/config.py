@@ -27,7 +27,7 @@ class FederationSection(Section, frozen=True):
     """Who hears whom, and how the rounds go."""
 
     schema: Annotated[str, Meta(description="star, ring, mesh, k_regular, cluster, custom, or a registered one")] = ""
-    topology: Annotated[str, Meta(description="star, or a graph such as ring or k_regular:4")] = ""
+    topology: Annotated[str, Meta(description="star, cluster, or a graph such as ring or k_regular:4")] = ""
     rounds: Annotated[int, Meta(ge=1, le=1_000_000, description="rounds")] = 50
     seed: Annotated[int, Meta(ge=0, description="of data, models, batches and sampling")] = 0
     fraction: Annotated[float, Meta(gt=0, le=1, description="share of the nodes sampled for a round")] = 1.0
@@ -41,6 +41,18 @@ class FederationSection(Section, frozen=True):
         Meta(description="what a star's nodes send; updates where they take several steps"),
     ] = ""
     min_nodes: Annotated[int, Meta(ge=1, description="below so many live training nodes the run stops")] = 1
+
+
+class ClustersSection(Section, frozen=True):
+    """Groups, for the topology cluster; see `byzflow.gossip.cluster.Clusters`."""
+
+    count: (
+        Annotated[int, Meta(ge=1, description="how many; the square root of half the nodes, rounded, unless said")]
+        | None
+    ) = None
+    period: Annotated[int, Meta(ge=1, description="rounds between two mixings of the clusters' heads")] = 5
+    every: Annotated[int, Meta(ge=0, description="rounds between groupings by similarity; 0 keeps the groups")] = 0
+    between: Annotated[str, Meta(description="the rule over the heads' models")] = "median"
 
 
 class NodesSection(Section, frozen=True):
@@ -135,6 +147,7 @@ class Config(Section, frozen=True):
     """The whole file."""
 
     federation: FederationSection = FederationSection()
+    clusters: ClustersSection = ClustersSection()
     nodes: NodesSection = NodesSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()

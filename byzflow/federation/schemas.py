@@ -138,10 +138,8 @@ def k_regular(config: Config) -> Federation:
 
 @schema.register("cluster", aliases=("ClusterFederatedLearning",))
 def cluster(config: Config) -> Federation:
-    """Two groups, full inside, with a few links between them, unless the topology says which."""
-    half = config.nodes.count // 2
-    default = f"clusters(sizes={config.nodes.count - half}+{half}, links={max(1, half // 2)})"
-    return build(config, _graph(config, default, ("clusters", "two_worlds")))
+    """Groups that mix inside each round, and by their heads now and then; or a graph of groups with links."""
+    return build(config, _graph(config, "cluster", ("cluster", "clusters", "two_worlds")))
 
 
 @schema.register("custom", aliases=("DecentralizedFederatedLearning", "CustomFederatedLearning"))

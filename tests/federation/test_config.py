@@ -93,6 +93,9 @@ def test_a_wrong_key_or_value_is_one_line_with_its_path(tmp_path: Path, text: st
         (["federation.schema=ring", "federation.topology=mesh"], "federation.topology: the schema 'ring' has"),
         (["federation.schema=rign"], "federation.schema: .*did you mean ring"),
         (["federation.schema=custom", "federation.topology=star"], "federation.topology: a star has a centre"),
+        (["clusters.count=2"], "clusters: mean nothing over star"),
+        (["federation.topology=cluster", "clusters.count=4", "defence.f=1"], "needs at least 3 senders, got 2"),
+        (["federation.topology=cluster", "clusters.between=medan"], "clusters.between: .*did you mean"),
         (["federation.quorum=11"], "federation.quorum: must be at most 10"),
         (["federation.min_nodes=11"], "federation.min_nodes: must be at most 10"),
         (["nodes.byzantine=10"], "nodes.byzantine: must be fewer than the 10 nodes"),
@@ -201,6 +204,10 @@ def test_red_s_getting_started_file_runs(tmp_path: Path) -> None:
         (
             {"federated_learning_schema": "DecentralizedFederatedLearning", "federated_learning_topology": "ring"},
             {"federation.topology": "ring", "federation.exchange": ""},
+        ),
+        (
+            {"federated_learning_schema": "ClusterFederatedLearning", "clustering_period": 6},
+            {"federation.schema": "ClusterFederatedLearning", "clusters.every": 6},
         ),
         ({"federated_learning_topology": "k_connect", "client_k_neighbors": 4}, {"federation.topology": "k_regular:4"}),
     ],
