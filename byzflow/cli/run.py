@@ -100,7 +100,7 @@ async def _rounds(
         with live or nullcontext():
             for number in range(rounds):
                 if number == rounds - 1:
-                    federation.evaluate_every = 1  # the last model is always looked at
+                    federation.observer.every = 1  # the last model is always looked at
                 report = await federation.round()
                 if live is not None:
                     live.update(live_view(federation, rounds, title), refresh=True)
