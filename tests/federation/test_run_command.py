@@ -98,6 +98,21 @@ def test_rounds_go_to_a_file_and_the_last_is_evaluated(file: str, tmp_path: Path
     assert [bool(row[6]) for row in rows[1:]] == [False, True, True]
 
 
+def test_nodes_live_on_workers_if_the_file_says_so(file: str) -> None:
+    here = json.loads(run(file, "--json").stdout)
+    away = run(file, "--json", "--set", "nodes.backend=process:", "--set", "nodes.workers=2")
+    assert away.exit_code == 0, away.output
+    found = json.loads(away.stdout)
+    assert found["digests_equal"] is True
+    assert found["metrics"]["accuracy"] == pytest.approx(here["metrics"]["accuracy"], abs=0.03)
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(file: str) -> None:
+    result = run(file, "--json", "--set", "training.lr=1e30", "--set", "defence.rule=mean")
+    assert ":NaN" not in result.stdout
+    assert json.loads(result.stdout)["metrics"]["loss"] is None
+
+
 def test_check_runs_nothing(file: str) -> None:
     result = run(file, "--check")
     assert result.stdout == (
