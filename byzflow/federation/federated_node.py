@@ -9,8 +9,8 @@ from typing import Any
 
 from byzflow.errors import FederationError, Stopped
 from byzflow.federation.message import Message, snapshot
-from byzflow.federation.topology_manager import PATIENCE, TopologyManager
 from byzflow.federation.published import Published
+from byzflow.federation.topology_manager import PATIENCE, TopologyManager
 from byzflow.gossip.effects import NodeId
 
 LOG = logging.getLogger("byzflow.node")
@@ -33,7 +33,9 @@ class FederatedNode:
     four of the constructor go to `build`, which is called once, when the node exists.
     """
 
-    def __init__(self, node_id: NodeId, role: str = "train", config: Any = None, log: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, node_id: NodeId, role: str = "train", config: Any = None, log: Any = None, **kwargs: Any
+    ) -> None:
         self.id, self.role, self.config = node_id, role, config
         self.log = log or LOG
         self.metrics: dict[str, Any] = {}

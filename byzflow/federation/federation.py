@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one_line
 from byzflow.federation import checkpoint as checkpoints
 from byzflow.federation import resume as resuming
-from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.churn import Churn
+from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.grouping import Grouping
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
@@ -482,7 +482,7 @@ class Federation:
         finally:
             await self.pace.leave([member.id])
 
-    def _program(self, id: NodeId) -> Program:
+    def _program(self, id: NodeId) -> Callable[[Door], Coroutine[Any, Any, None]]:
         if self.centre:
             return programs.server if id == SERVER else programs.worker
         return programs.peer if self._grouping is None else cluster

@@ -40,7 +40,9 @@ class Grouping:
                 members = self._placed([[known[k] for k in group] for group in found], nodes)
             heads = tuple(self._head(group, place, distance) for group in members)
         else:
-            heads = tuple(next((head for head in before.heads if head in group), self._first(group)) for group in members)
+            heads = tuple(
+                next((head for head in before.heads if head in group), self._first(group)) for group in members
+            )
         self._sent = {}
         self.groups = Groups(members, heads, self.plan.period)
         return self.groups != before
@@ -51,7 +53,9 @@ class Grouping:
             if not any(node in group for group in found):
                 min(found, key=len).append(node)
         order = {node: place for place, node in enumerate(nodes)}
-        return tuple(sorted((tuple(sorted(group, key=order.__getitem__)) for group in found), key=lambda g: order[g[0]]))
+        return tuple(
+            sorted((tuple(sorted(group, key=order.__getitem__)) for group in found), key=lambda g: order[g[0]])
+        )
 
     def _head(self, group: Sequence[NodeId], place: dict[NodeId, int], distance: Any) -> NodeId:
         fit = [place[node] for node in group if node in place and node in self._speakers]

@@ -16,8 +16,8 @@ from byzflow.federation.publishing_learner import PublishingLearner
 from byzflow.federation.report import History
 from byzflow.federation.topology_manager import TopologyManager
 from byzflow.federation.virtual_node import VirtualNode
-from byzflow.gossip.effects import NodeId
 from byzflow.gossip.cluster import Clusters, Groups
+from byzflow.gossip.effects import NodeId
 from byzflow.gossip.topology import Source
 
 Template = Callable[..., Any]
@@ -95,7 +95,7 @@ class LearningSchema(FederatedBase):
             return federation.history
 
         self._runtime_remotes = [on_own_thread(f"{self._name}/rounds", whole)]
-        history: History = self.wait()[0] if blocking else None
+        history: History | None = self.wait()[0] if blocking else None
         return history
 
     def stop(self) -> None:
@@ -184,7 +184,9 @@ class MeshFederatedLearningSchema(_PeerSchema):
 class KRegularFederatedLearningSchema(_PeerSchema):
     """Each client with k others, 4 unless there are fewer."""
 
-    def __init__(self, client_template: Template | None = None, *args: Any, k: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self, client_template: Template | None = None, *args: Any, k: int | None = None, **settings: Any
+    ) -> None:
         super().__init__(client_template, *args, topology="k_regular" if k is None else f"k_regular:{k}", **settings)
 
 

@@ -1,15 +1,15 @@
 """Clusters: nodes that mix with those of their own cluster each round, and with the other clusters now and then.
 
-    Federation(nodes, Clusters(groups=[["a", "b", "c"], ["d", "e", "f"]], period=5), "trimmed_mean", f=1)
-    Federation(nodes, Clusters(count=3, every=10), ...)         # by the similarity of what they send
-    Federation(nodes, "cluster:3", ...)                         # count=3, never regrouped
+Federation(nodes, Clusters(groups=[["a", "b", "c"], ["d", "e", "f"]], period=5), "trimmed_mean", f=1)
+Federation(nodes, Clusters(count=3, every=10), ...)         # by the similarity of what they send
+Federation(nodes, "cluster:3", ...)                         # count=3, never regrouped
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from byzflow.errors import SpecError
 from byzflow.gossip.door import Door
@@ -67,11 +67,13 @@ class Clusters:
             if count > len(nodes):
                 raise SpecError(f"{count} clusters of {len(nodes)} nodes: take at most one a node")
             bounds = [round(place * len(nodes) / count) for place in range(count + 1)]
-            return tuple(tuple(nodes[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+            return tuple(tuple(nodes[a:b]) for a, b in pairwise(bounds))
         given = [node for group in self.groups for node in group]
         if sorted(map(str, given)) != sorted(map(str, nodes)) or not all(self.groups):
             odd = sorted({str(node) for node in given} ^ {str(node) for node in nodes})
-            raise SpecError(f"groups name each node once, and none is empty; unknown or left out: {', '.join(odd) or '-'}")
+            raise SpecError(
+                f"groups name each node once, and none is empty; unknown or left out: {', '.join(odd) or '-'}"
+            )
         return tuple(map(tuple, self.groups))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from byzflow.errors import SpecError
 from byzflow.gossip.topology import Node, Topology, checked_nodes, topology
 
-
 KEPT = 8  # graphs, which each node asks for many times in a round
 
 

@@ -52,7 +52,10 @@ def learners(split: Split, n: int, **settings: Any) -> list[LearnerNode]:
     given: dict[str, Any] = {"lr": 1.0, "batch_size": 32, "test": split} | settings
     return [
         LearnerNode(
-            make_model("softmax", split.shape, split.classes), (split.train_x[part], split.train_y[part]), seed=k, **given
+            make_model("softmax", split.shape, split.classes),
+            (split.train_x[part], split.train_y[part]),
+            seed=k,
+            **given,
         )
         for k, part in enumerate(parts)
     ]
@@ -85,7 +88,8 @@ def test_every_topology_trains_at_every_size(name: str, n: int, digits: Split) -
         evaluate_every=rounds,
     )  # fmt: skip
     history = federation.train(rounds)
-    assert len(history) == rounds and history[-1].connected == tuple(range(n))
+    assert len(history) == rounds
+    assert history[-1].connected == tuple(range(n))
     assert history[-1].metrics["accuracy"] >= 0.8
 
 
@@ -105,12 +109,14 @@ def test_virtual_nodes_cost_little_until_they_are_used() -> None:
     began = time.perf_counter()
     nodes = [VirtualNode(Making, k, "train") for k in range(10_000)]
     assert time.perf_counter() - began < 1.0
-    assert not any(node.built for node in nodes) and not Making.made
+    assert not any(node.built for node in nodes)
+    assert not Making.made
     with FederatedBase(nodes[:3], "mesh") as federation:
         federation.train(blocking=True)
         federation.train(blocking=True)
         federation.test("eval")
-    assert sorted(Making.made) == [0, 1, 2] and not nodes[3].built
+    assert sorted(Making.made) == [0, 1, 2]
+    assert not nodes[3].built
 
 
 class Program(FederatedNode):
@@ -140,7 +146,9 @@ def test_edges_are_enforced_at_both_ends_and_a_supervisor_reaches_all() -> None:
             assert node.enqueue(Message("x", "b", 1))
         told.wait(PATIENCE)
         order = node.receive(block=True, timeout=PATIENCE, type="order")
-        assert order is not None and order.sender_id == "supervisor" and order.timestamp.tzinfo is not None
+        assert order is not None
+        assert order.sender_id == "supervisor"
+        assert order.timestamp.tzinfo is not None
         return {"order": order.body, "left": node.receive()}
 
     with threads(4) as federation:
@@ -172,7 +180,8 @@ def test_a_send_to_many_is_made_ready_once() -> None:
 
     with threads(6, "star") as federation:
         found = federation.train(program=program, blocking=True)[1:]
-        assert len({each["address"] for each in found}) == 1 and {each["sum"] for each in found} == {0.0}
+        assert len({each["address"] for each in found}) == 1
+        assert {each["sum"] for each in found} == {0.0}
         stats = federation.collect_federation_metrics()["message_throughput"]
         assert (stats["serialised"], stats["delivered"]) == (1, 5)
 
@@ -228,7 +237,8 @@ def test_receive_takes_what_was_asked_for_and_nothing_else() -> None:
 
     with threads(3) as federation:
         assert federation.train(program=flood, blocking=True)[1]["all"] == list(range(LOOSE + 1))
-        assert federation.tp_manager is not None and federation.tp_manager.refused("b") == {}
+        assert federation.tp_manager is not None
+        assert federation.tp_manager.refused("b") == {}
 
 
 def test_versions_are_read_as_often_as_one_likes() -> None:
@@ -252,7 +262,9 @@ def test_versions_are_read_as_often_as_one_likes() -> None:
         federation.wait(PATIENCE)
         for _ in range(2):
             found = federation.pull_version(["c", "a"])
-            assert [(each["n_version"], each["model"]["weights"]["w"].tolist()) for each in found] == [(10, [10.0, 10.0])] * 2
+            assert [(each["n_version"], each["model"]["weights"]["w"].tolist()) for each in found] == [
+                (10, [10.0, 10.0])
+            ] * 2
         kept = federation["a"].handle.versions
         assert [kept.pull(number)["model"]["weights"]["w"][0] for number in range(7, 11)] == [7, 8, 9, 10]
         with pytest.raises(FederationError, match="is gone"):
@@ -266,8 +278,10 @@ def test_roles_are_honoured(digits: Split) -> None:
         nodes = {name: Fixed([1.0, 0.0]) if topology == "star" else Valued(k) for k, name in enumerate("abcdef")}
         roles = {"a": "train", "b": "train-eval", "c": "eval", "d": "train-test", "e": "train-eval-test", "f": "train"}
         history = Federation(nodes, topology, roles=roles).train(2)
-        assert "c" not in history[-1].weights and set("abdef") <= set(history[-1].weights)
-        assert nodes["c"].asked == 0 and not history[-1].missing
+        assert "c" not in history[-1].weights
+        assert set("abdef") <= set(history[-1].weights)
+        assert nodes["c"].asked == 0
+        assert not history[-1].missing
         assert not torch.equal(nodes["c"].x, torch.tensor([2.0, 2.0])), "it receives"
     told = FederatedBase([VirtualNode(Program, role, role) for role in ("train", "eval-test", "aggregate")], "mesh")
     ran: list[Any] = []
@@ -285,7 +299,8 @@ def test_the_state_is_right_at_any_time() -> None:
 
     def always() -> None:
         assert (federation.num_nodes, federation.node_ids) == (3, ["a", "b", "c"])
-        assert set(federation.resources) == {"a", "b", "c"} and all(each["CPU"] > 0 for each in federation.resources.values())
+        assert set(federation.resources) == {"a", "b", "c"}
+        assert all(each["CPU"] > 0 for each in federation.resources.values())
         assert federation["b"].id == "b"
         with pytest.raises(FederationError, match="no node 'z'; there are a, b, c"):
             federation["z"]
@@ -345,7 +360,12 @@ def test_the_topology_changes_in_the_middle_of_a_run() -> None:
         node.send("x", (node.id, "star"))
         expected = len(before) + len(after)
         got = [node.receive(block=True, timeout=PATIENCE) for _ in range(expected)]
-        return {"before": before, "after": after, "got": sorted(each.body for each in got if each), "more": node.receive()}
+        return {
+            "before": before,
+            "after": after,
+            "got": sorted(each.body for each in got if each),
+            "more": node.receive(),
+        }
 
     with threads(4) as federation:
         federation.train(program=program)
@@ -367,7 +387,13 @@ def test_the_topology_changes_in_the_middle_of_a_run() -> None:
         async with Federation(nodes, "ring") as federation:
             for shape in ("full", "star", "ring", "full"):
                 await federation.round()
-                graph = nx.complete_graph(6) if shape == "full" else nx.cycle_graph(6) if shape == "ring" else nx.star_graph(5)
+                graph = (
+                    nx.complete_graph(6)
+                    if shape == "full"
+                    else nx.cycle_graph(6)
+                    if shape == "ring"
+                    else nx.star_graph(5)
+                )
                 federation.topology = federation.topology.with_edges(graph.edges)  # type: ignore[union-attr]
             history = await federation.run(1)
         assert not any(report.missing or report.rejected for report in history)
@@ -404,7 +430,15 @@ def test_averaging_of_models_with_batch_norm(buffers: Any, digits: Split) -> Non
     schema = StarFederatedLearningSchema(roles=["train"] * 4)
     history = schema.train(
         {"rounds": 8, "exchange": "updates", "defence": "mean", "evaluate_every": 8},
-        {"model": Normed, "data": data, "lr": 0.2, "local_steps": 8, "prox_mu": 0.01, "buffers": buffers, "test": digits},
+        {
+            "model": Normed,
+            "data": data,
+            "lr": 0.2,
+            "local_steps": 8,
+            "prox_mu": 0.01,
+            "buffers": buffers,
+            "test": digits,
+        },
         blocking=True,
     )
     assert history[-1].metrics["accuracy"] >= 0.8
@@ -430,7 +464,9 @@ def test_claimed_samples_count_up_to_a_cap() -> None:
     history = Federation(nodes, "star", "mean", sample_cap=60.0, seed=1).train(1)
     expected = np.array([10, 30, 60, 60, 1, 1, 1]) / 163
     assert [history[0].weights[k] for k in range(7)] == pytest.approx(expected.tolist())
-    attacked = Federation([Fixed([1.0]), Fixed([1.0]), AttackNode("sign_flip")], "star", "mean", sample_cap=1.0).train(1)
+    attacked = Federation([Fixed([1.0]), Fixed([1.0]), AttackNode("sign_flip")], "star", "mean", sample_cap=1.0).train(
+        1
+    )
     assert attacked[0].weights[2] == pytest.approx(1 / 3)
     with pytest.raises(FederationError, match="sample_cap"):
         Federation(nodes, "star", sample_cap=0.0)
@@ -457,12 +493,14 @@ def test_peers_of_a_shape_learn_without_a_template(kind: Any, n: int, digits: Sp
         rules={"rounds": 15, "evaluate_every": 15},
     )
     assert history[-1].metrics["accuracy"] >= 0.8
-    assert not schema.running and schema.state == "IDLE"
+    assert not schema.running
+    assert schema.state == "IDLE"
     schema.stop()
 
 
 def test_models_circulate_in_a_ring_of_threads() -> None:
     for n in (2, 3, 10, 100):
+
         def program(node: FederatedNode, n: int = n) -> dict[str, Any]:
             position = int(str(node.id).removeprefix("client_"))
             after = f"client_{(position + 1) % n}"
@@ -470,7 +508,8 @@ def test_models_circulate_in_a_ring_of_threads() -> None:
             for t in range(n - 1):
                 node.send("model", {"seen": seen}, to=after, round=t)
                 told = node.receive(block=True, timeout=PATIENCE, type="model", round=t)
-                assert told is not None and (n == 2 or told.sender_id == f"client_{(position - 1) % n}")
+                assert told is not None
+                assert n == 2 or told.sender_id == f"client_{(position - 1) % n}"
                 seen = [*told.body["seen"], position]
             return {"seen": seen}
 
@@ -487,9 +526,11 @@ def test_a_learning_schema_stops_in_the_middle(digits: Split) -> None:
     with pytest.raises(FederationError, match="client_args needs data and model"):
         schema.train({})
     schema.train({"model": lambda: make_model("softmax", digits.shape, 10), "data": data}, rules={"rounds": 100_000})
-    assert schema.running and schema.pull_version("client_0", timeout=PATIENCE)["n_version"] >= 1
+    assert schema.running
+    assert schema.pull_version("client_0", timeout=PATIENCE)["n_version"] >= 1
     schema.stop()
-    assert not schema.running and schema.state == "STOPPED"
+    assert not schema.running
+    assert schema.state == "STOPPED"
     schema.stop()
 
 
@@ -521,7 +562,8 @@ def test_clusters_form_by_what_their_nodes_send() -> None:
     federation.train(8)
     groups = federation.shared.settings["clusters"].members
     kinds = [{k % 2 for k in group if k not in (4, 5)} for group in groups]
-    assert len(groups) == 2 and kinds in ([{0}, {1}], [{1}, {0}])
+    assert len(groups) == 2
+    assert kinds in ([{0}, {1}], [{1}, {0}])
     for k, node in enumerate(nodes):
         if k not in (4, 5):
             assert torch.dist(node.x, target[k % 2]) < 1.0

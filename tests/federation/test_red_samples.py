@@ -82,10 +82,12 @@ class MyCustomFederation(FederatedBase):
 
 def test_the_getting_started_federation_trains_through_handles() -> None:
     federation = MyCustomFederation(MyCustomClient, 3, Config(), None)
-    assert not federation.running and not any(node.built for node in federation.nodes)
+    assert not federation.running
+    assert not any(node.built for node in federation.nodes)
     results = federation.train({"optimizer_fn": torch.optim.SGD, "loss_fn": nn.CrossEntropyLoss}, blocking=True)
     assert [each["samples"] for each in results] == [16, 16, 16]
-    assert not federation.running and federation.num_nodes == 3
+    assert not federation.running
+    assert federation.num_nodes == 3
     assert federation.node_ids == ["client_0", "client_1", "client_2"]
     versions = federation.pull_version(["client_1", "client_2"])
     assert [each["id"] for each in versions] == ["client_1", "client_2"]
@@ -115,7 +117,9 @@ def test_a_custom_node_and_a_custom_federation_of_the_overview_run() -> None:
         def coordinate_custom_algorithm(self) -> Any:
             return self.run_nodes(lambda node: {}, blocking=True)
 
-    federation = CustomFederation([VirtualNode(MyCustomNode, f"n{k}", "train", Config(), None) for k in range(2)], "ring")
+    federation = CustomFederation(
+        [VirtualNode(MyCustomNode, f"n{k}", "train", Config(), None) for k in range(2)], "ring"
+    )
     assert federation.train() == [{"value": 1.0}, {"value": 1.0}]
     federation.stop()
 
@@ -168,7 +172,8 @@ def test_a_federation_is_monitored() -> None:
     federation = MonitoredFederation([VirtualNode(Talking, k, "train") for k in range(4)], "ring")
     federation.train(blocking=True)
     found = federation.collect_federation_metrics()
-    assert found["active_nodes"] == 4 and set(found["resource_utilization"]) >= {0, 1, 2, 3}
+    assert found["active_nodes"] == 4
+    assert set(found["resource_utilization"]) >= {0, 1, 2, 3}
     assert found["message_throughput"]["total_messages"] == 8
     assert found["message_throughput"]["node_loads"] == {0: 2, 1: 2, 2: 2, 3: 2}
     assert found["message_throughput"]["serialised"] == 4
@@ -191,7 +196,8 @@ def test_a_star_of_server_and_clients_by_templates() -> None:
         def train(self, rounds: int) -> None:
             for t in range(rounds):
                 told = self.receive(block=True, timeout=10, type="model", round=t)
-                assert told is not None and told.sender_id == "server"
+                assert told is not None
+                assert told.sender_id == "server"
                 self.send("update", {"x": told.body["x"] + 1}, to="server", round=t)
 
     schema = StarFederatedLearningSchema(Server, Client, ["train"] * 3, Config(), None)
