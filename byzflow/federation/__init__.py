@@ -5,6 +5,10 @@ models, schema, vector              a model, as one flat vector
 learner, batches, training,         what one node does alone
 optimizer, evaluation, randomness
 nodes, learner_node                 what takes part: honest nodes and Byzantine ones
+federated_node, federated_base      nodes that run code of their own, on threads
+topology_manager, message, published, own_thread, loop_thread
+learning_schemas                    such federations by their shape, and of models and data
+publishing_learner, grouping, claims
 federation                          nodes, a graph and a defence, run by rounds
 parameter_server, peer_to_peer      the same in two lines; progress shows a bar
 node_actor                          nodes on workers

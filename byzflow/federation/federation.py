@@ -489,7 +489,7 @@ class Federation:
         finally:
             await self.pace.leave([member.id])
 
-    def _program(self, id: NodeId) -> Program:
+    def _program(self, id: NodeId) -> Callable[[Door], Coroutine[Any, Any, None]]:
         if self.centre:
             return programs.server if id == SERVER else programs.worker
         return programs.peer if self._grouping is None else cluster

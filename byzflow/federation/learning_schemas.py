@@ -95,7 +95,7 @@ class LearningSchema(FederatedBase):
             return federation.history
 
         self._runtime_remotes = [on_own_thread(f"{self._name}/rounds", whole)]
-        history: History = self.wait()[0] if blocking else None
+        history: History | None = self.wait()[0] if blocking else None
         return history
 
     def stop(self) -> None:

@@ -9,6 +9,7 @@ analysis   what a graph bears
 effects    what a program may ask for
 door       what a program is given
 programs   peer, server, worker
+cluster    its members mix, and its heads with others; similarity: who is with whom
 drive      runs a program
 performer  performs its effects
 mailbox    what a node was sent: bounded, checked, by type and round

@@ -59,7 +59,7 @@ class VirtualNode(_VirtualNode):
         super().__init__(*args, **kwargs)
         self._building = threading.Lock()
 
-    def build(self, bundle_idx: int | None = None, placement_group: Any = None) -> Any:  # type: ignore[override]
+    def build(self, bundle_idx: int | None = None, placement_group: Any = None) -> Any:
         """The handle; the node is made by the first call, whatever threads call."""
         with self._building:
             if not self.built:

@@ -88,7 +88,8 @@ def test_every_topology_trains_at_every_size(name: str, n: int, digits: Split) -
         evaluate_every=rounds,
     )  # fmt: skip
     history = federation.train(rounds)
-    assert len(history) == rounds and history[-1].connected == tuple(range(n))
+    assert len(history) == rounds
+    assert history[-1].connected == tuple(range(n))
     assert history[-1].metrics["accuracy"] >= 0.8
 
 
@@ -108,12 +109,14 @@ def test_virtual_nodes_cost_little_until_they_are_used() -> None:
     began = time.perf_counter()
     nodes = [VirtualNode(Making, k, "train") for k in range(10_000)]
     assert time.perf_counter() - began < 1.0
-    assert not any(node.built for node in nodes) and not Making.made
+    assert not any(node.built for node in nodes)
+    assert not Making.made
     with FederatedBase(nodes[:3], "mesh") as federation:
         federation.train(blocking=True)
         federation.train(blocking=True)
         federation.test("eval")
-    assert sorted(Making.made) == [0, 1, 2] and not nodes[3].built
+    assert sorted(Making.made) == [0, 1, 2]
+    assert not nodes[3].built
 
 
 class Program(FederatedNode):
@@ -143,7 +146,9 @@ def test_edges_are_enforced_at_both_ends_and_a_supervisor_reaches_all() -> None:
             assert node.enqueue(Message("x", "b", 1))
         told.wait(PATIENCE)
         order = node.receive(block=True, timeout=PATIENCE, type="order")
-        assert order is not None and order.sender_id == "supervisor" and order.timestamp.tzinfo is not None
+        assert order is not None
+        assert order.sender_id == "supervisor"
+        assert order.timestamp.tzinfo is not None
         return {"order": order.body, "left": node.receive()}
 
     with threads(4) as federation:
@@ -175,7 +180,8 @@ def test_a_send_to_many_is_made_ready_once() -> None:
 
     with threads(6, "star") as federation:
         found = federation.train(program=program, blocking=True)[1:]
-        assert len({each["address"] for each in found}) == 1 and {each["sum"] for each in found} == {0.0}
+        assert len({each["address"] for each in found}) == 1
+        assert {each["sum"] for each in found} == {0.0}
         stats = federation.collect_federation_metrics()["message_throughput"]
         assert (stats["serialised"], stats["delivered"]) == (1, 5)
 
@@ -231,7 +237,8 @@ def test_receive_takes_what_was_asked_for_and_nothing_else() -> None:
 
     with threads(3) as federation:
         assert federation.train(program=flood, blocking=True)[1]["all"] == list(range(LOOSE + 1))
-        assert federation.tp_manager is not None and federation.tp_manager.refused("b") == {}
+        assert federation.tp_manager is not None
+        assert federation.tp_manager.refused("b") == {}
 
 
 def test_versions_are_read_as_often_as_one_likes() -> None:
@@ -271,8 +278,10 @@ def test_roles_are_honoured(digits: Split) -> None:
         nodes = {name: Fixed([1.0, 0.0]) if topology == "star" else Valued(k) for k, name in enumerate("abcdef")}
         roles = {"a": "train", "b": "train-eval", "c": "eval", "d": "train-test", "e": "train-eval-test", "f": "train"}
         history = Federation(nodes, topology, roles=roles).train(2)
-        assert "c" not in history[-1].weights and set("abdef") <= set(history[-1].weights)
-        assert nodes["c"].asked == 0 and not history[-1].missing
+        assert "c" not in history[-1].weights
+        assert set("abdef") <= set(history[-1].weights)
+        assert nodes["c"].asked == 0
+        assert not history[-1].missing
         assert not torch.equal(nodes["c"].x, torch.tensor([2.0, 2.0])), "it receives"
     told = FederatedBase([VirtualNode(Program, role, role) for role in ("train", "eval-test", "aggregate")], "mesh")
     ran: list[Any] = []
@@ -290,9 +299,8 @@ def test_the_state_is_right_at_any_time() -> None:
 
     def always() -> None:
         assert (federation.num_nodes, federation.node_ids) == (3, ["a", "b", "c"])
-        assert set(federation.resources) == {"a", "b", "c"} and all(
-            each["CPU"] > 0 for each in federation.resources.values()
-        )
+        assert set(federation.resources) == {"a", "b", "c"}
+        assert all(each["CPU"] > 0 for each in federation.resources.values())
         assert federation["b"].id == "b"
         with pytest.raises(FederationError, match="no node 'z'; there are a, b, c"):
             federation["z"]
@@ -485,7 +493,8 @@ def test_peers_of_a_shape_learn_without_a_template(kind: Any, n: int, digits: Sp
         rules={"rounds": 15, "evaluate_every": 15},
     )
     assert history[-1].metrics["accuracy"] >= 0.8
-    assert not schema.running and schema.state == "IDLE"
+    assert not schema.running
+    assert schema.state == "IDLE"
     schema.stop()
 
 
@@ -499,7 +508,8 @@ def test_models_circulate_in_a_ring_of_threads() -> None:
             for t in range(n - 1):
                 node.send("model", {"seen": seen}, to=after, round=t)
                 told = node.receive(block=True, timeout=PATIENCE, type="model", round=t)
-                assert told is not None and (n == 2 or told.sender_id == f"client_{(position - 1) % n}")
+                assert told is not None
+                assert n == 2 or told.sender_id == f"client_{(position - 1) % n}"
                 seen = [*told.body["seen"], position]
             return {"seen": seen}
 
@@ -516,9 +526,11 @@ def test_a_learning_schema_stops_in_the_middle(digits: Split) -> None:
     with pytest.raises(FederationError, match="client_args needs data and model"):
         schema.train({})
     schema.train({"model": lambda: make_model("softmax", digits.shape, 10), "data": data}, rules={"rounds": 100_000})
-    assert schema.running and schema.pull_version("client_0", timeout=PATIENCE)["n_version"] >= 1
+    assert schema.running
+    assert schema.pull_version("client_0", timeout=PATIENCE)["n_version"] >= 1
     schema.stop()
-    assert not schema.running and schema.state == "STOPPED"
+    assert not schema.running
+    assert schema.state == "STOPPED"
     schema.stop()
 
 
@@ -550,7 +562,8 @@ def test_clusters_form_by_what_their_nodes_send() -> None:
     federation.train(8)
     groups = federation.shared.settings["clusters"].members
     kinds = [{k % 2 for k in group if k not in (4, 5)} for group in groups]
-    assert len(groups) == 2 and kinds in ([{0}, {1}], [{1}, {0}])
+    assert len(groups) == 2
+    assert kinds in ([{0}, {1}], [{1}, {0}])
     for k, node in enumerate(nodes):
         if k not in (4, 5):
             assert torch.dist(node.x, target[k % 2]) < 1.0
