@@ -48,13 +48,14 @@ build: $(VENV)/ready-dev  ## build the wheel and the source archive into dist/
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) build dist docs/_build demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# What torch built for CUDA brings in versions of its own is not pinned.
 constraints:  ## write constraints.txt anew from the newest versions that work together
 	$(PYTHON) -m venv --clear build/pins
 	build/pins/bin/pip install --upgrade pip
 	build/pins/bin/pip install torch==2.13.0
 	build/pins/bin/pip install -e ".[flower,plots]" --group dev
 	{ echo "# Exact versions of everything that 'make demo' and 'make test' install; 'make constraints' writes this."; \
-		build/pins/bin/pip freeze --all --exclude byzflow | sed 's/+[^ ]*$$//'; } > constraints.txt
+		build/pins/bin/pip freeze --all --exclude byzflow | sed -e 's/+[^ ]*$$//' -e '/^cuda-/d' -e '/^nvidia-/d'; } > constraints.txt
 	rm -rf build/pins
 
 # torch goes first and alone: whatever wants it afterwards is content, and no other build of it is looked for.

@@ -15,17 +15,15 @@ from typing import Any
 
 from benchmarks.echo import CLIENT, ROOT, SERVER, Contestant, End, listening, server
 from byzflow.actors.backend import resolve
-from byzflow.actors.keys import Keys
+from byzflow.actors.hello import Hello
+from byzflow.actors.hub import Hub
 from byzflow.actors.link import Frame, Link
 from byzflow.actors.memory_link import ProcessLink
-from byzflow.actors.socket_link import SocketLink, dial
 from byzflow.actors.tcp import ActorServer
-from byzflow.actors.wire import Limits
 from byzflow.errors import LinkClosed
 
 HOST = "127.0.0.1"
-SAME = "benchmarks.echo_ours:same"
-TIMEOUT = 5.0
+SAME, PID = "benchmarks.echo_ours:same", "os:getpid"
 
 
 def same(value: Any) -> Any:
@@ -49,21 +47,25 @@ async def local(url: str, folder: Path) -> AsyncIterator[End]:
 
 
 @asynccontextmanager
-async def remote(name: str, keys: bool, folder: Path) -> AsyncIterator[End]:
+async def remote(name: str, keys: bool, ucx: bool, folder: Path) -> AsyncIterator[End]:
     """A worker of an `ActorServer`."""
-    async with server(name, folder) as (url, pid):
-        backend = resolve(url, keys=folder / CLIENT if keys else None)
+    async with server(name, folder) as (url, _):
+        options: dict[str, Any] = {"keys": folder / CLIENT if keys else None}
+        if ucx:
+            url, options["trusted_fabric"] = url.replace("tcp", "ucx", 1), True
+        backend = resolve(url, **options)
         await backend.start("echo")
         try:
+            pid = await backend.call(PID)
             yield End(lambda x: backend.call(SAME, [x]), (pid,), tensors=True)
         finally:
             await backend.close()
 
 
-async def serve_actors(keys: bool, folder: Path) -> None:
+async def serve_actors(keys: bool, ucx: bool, folder: Path) -> None:
     """The `ActorServer`."""
-    allow = {SAME: same}
-    async with ActorServer(f"tcp://{HOST}:0", keys=folder / SERVER if keys else None, allow=allow) as actors:
+    own, allow = folder / SERVER if keys else None, {SAME: same, PID: os.getpid}
+    async with ActorServer(f"tcp://{HOST}:0", keys=own, allow=allow, ucx=ucx, trusted_fabric=ucx) as actors:
         listening(actors.url)
         await asyncio.Event().wait()
 
@@ -71,13 +73,7 @@ async def serve_actors(keys: bool, folder: Path) -> None:
 # ---- links alone
 
 
-class _Listener(SocketLink):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.echoing = asyncio.create_task(_send_back(self))
-
-
-async def _send_back(link: Link) -> None:
+async def _send_back(link: Link, hello: Hello | None = None) -> None:
     while True:
         await link.send(await link.recv())
 
@@ -93,22 +89,17 @@ def _over(link: Link) -> Callable[[Any], Awaitable[Any]]:
 @asynccontextmanager
 async def socket_link(name: str, keys: bool, folder: Path) -> AsyncIterator[End]:
     """The link of tcp: and gossip, with nothing above it."""
-    async with server(name, folder) as (port, pid):
-        link = await dial(HOST, int(port), Keys.of(folder / CLIENT) if keys else None, Limits(), TIMEOUT)
-        try:
-            yield End(_over(link), (pid,), tensors=True)
-        finally:
-            await link.close()
+    own = folder / CLIENT if keys else None
+    async with server(name, folder) as (url, pid), Hub(keys=own, purpose="echo") as hub:
+        yield End(_over(await hub.dial(url)), (pid,), tensors=True)
 
 
 async def serve_socket(keys: bool, folder: Path) -> None:
     """Its other end."""
-    own = Keys.of(folder / SERVER) if keys else None
-    names = None if own is None else own.names()
-    context = None if own is None else own.context(server=True)
-    listener = await asyncio.get_running_loop().create_server(lambda: _Listener(Limits(), names), HOST, 0, ssl=context)
-    listening(str(listener.sockets[0].getsockname()[1]))
-    await asyncio.Event().wait()
+    own = folder / SERVER if keys else None
+    async with Hub(f"tcp://{HOST}:0", _send_back, keys=own, purpose="echo") as hub:
+        listening(hub.url)
+        await asyncio.Event().wait()
 
 
 @asynccontextmanager
@@ -146,8 +137,10 @@ def contestants() -> list[Contestant]:
         keys, kind = bool(protection), "TLS" if protection else "plain"
         name, alone = f"byzflow tcp:, {kind}", f"byzflow tcp:, link alone, {kind}"
         found += [
-            Contestant(name, protection, partial(remote, name, keys), partial(serve_actors, keys)),
+            Contestant(name, protection, partial(remote, name, keys, False), partial(serve_actors, keys, False)),
             Contestant(alone, protection, partial(socket_link, alone, keys), partial(serve_socket, keys)),
         ]
+    name, ucx = "byzflow ucx:", "ucxx pip install 'byzflow[ucx-cu13]'"
+    found += [Contestant(name, "", partial(remote, name, False, True), partial(serve_actors, False, True), needs=ucx)]
     ray = "ray pip install 'byzflow[ray]'"
     return [*found, Contestant("byzflow ray:", "", partial(local, "ray:"), needs=ray)]

@@ -18,7 +18,8 @@
     engine/      the two passes over the rows, and the report
     graph/       computation graphs and what runs them
     actors/      workers on threads, processes, other machines
-    gossip/      who hears whom, and mixing weights
+    gossip/      who hears whom, what nodes say, and the rules that mix it
+    federation/  nodes that learn together, around a centre or without; `byzflow run`
     testing      the contract every plugin must pass
     cli/         one command a file
 

@@ -16,6 +16,7 @@
     │   └── GraphCycle                   nodes need each other
     ├── ActorError(RuntimeError)         a worker, an object on one, or a channel that is not there
     │   ├── WorkerDied                   a worker ended before it answered
+    │   │   └── WorkerGone               it had ended before it was asked, so the call did not run
     │   ├── WireError                    bytes, or a value, that may not cross to another machine
     │   ├── KeyFault                     keys or certificates that cannot be used
     │   ├── LinkClosed                   a connection ended
@@ -36,9 +37,12 @@ Each message is one line: what is wrong, the bound, the value, and the next step
 from __future__ import annotations
 
 import builtins
+import copy
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
+
+MESSAGE = 4000  # characters of an error's message that travel
 
 
 class ByzflowError(Exception):
@@ -116,6 +120,10 @@ class WorkerDied(ActorError):
     """A worker ended before it answered."""
 
 
+class WorkerGone(WorkerDied):
+    """A worker had ended before it was asked: the call did not run, and may be made again."""
+
+
 class LinkClosed(ActorError):
     """A connection ended."""
 
@@ -174,8 +182,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def told(error: BaseException) -> list[str]:
-    """An error as plain data, for another machine: its type's name and its message."""
-    return [type(error).__name__, str(error)]
+    """An error as plain data, for another machine: its type's name and its message, of which the end may be cut."""
+    try:
+        message = str(error)
+    except Exception as fault:  # its own __str__ is code of others
+        message = f"an error whose message cannot be had ({type(fault).__name__})"
+    return [type(error).__name__, message[:MESSAGE]]
+
+
+def portable(error: Exception) -> Exception | list[str]:
+    """The error itself if it can be made again at another place from its arguments, else as plain data."""
+    try:
+        copy.copy(error)
+    except Exception:
+        return told(error)
+    return error
 
 
 def restored(data: Any) -> Exception:
@@ -183,7 +204,8 @@ def restored(data: Any) -> Exception:
     match data:
         case [str(name), str(message)]:
             known = globals().get(name) or getattr(builtins, name, None)
-            if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, Warning):
+            wrong = (Warning, StopIteration)  # the second cannot be raised to who awaits it
+            if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, wrong):
                 try:
                     error = known(message)
                 except TypeError:  # takes other arguments

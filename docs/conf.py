@@ -13,7 +13,14 @@ project = "byzflow"
 author = "the byzflow developers"
 release = version = byzflow.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "plain_docstrings", "catalogue_table"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "plain_docstrings",
+    "catalogue_table",
+    "federation_keys",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "byzflow"

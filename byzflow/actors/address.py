@@ -11,15 +11,15 @@ from byzflow.actors.keys import Keys
 from byzflow.errors import ActorError
 
 
-def address(url: str) -> tuple[str, int]:
-    """Host and port of tcp://host:port. Raises ActorError."""
+def address(url: str, scheme: str = "tcp") -> tuple[str, int]:
+    """Host and port of scheme://host:port. Raises ActorError."""
     parts = urlsplit(url)
     try:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "tcp" or not parts.hostname or port is None or parts.path or parts.query:
-        raise ActorError(f"{url!r} is no address; write tcp://host:7000")
+    if parts.scheme != scheme or not parts.hostname or port is None or parts.path or parts.query:
+        raise ActorError(f"{url!r} is no address; write {scheme}://host:7000")
     return parts.hostname, port
 
 

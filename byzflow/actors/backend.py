@@ -17,6 +17,7 @@ BUILT_IN = {
     "process": "byzflow.actors.process:ProcessBackend",
     "cuda": "byzflow.actors.cuda:CudaBackend",
     "tcp": "byzflow.actors.tcp:TcpBackend",
+    "ucx": "byzflow.actors.ucx:UcxBackend",
 }
 
 

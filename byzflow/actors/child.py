@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import signal
 import socket
 import sys
 
-PR_SET_PDEATHSIG = 1
+from byzflow.actors.interpreter import belong_to_owner
 
 
 def main() -> None:
     """Serve on the socket whose descriptor, and under the name that, are on the command line."""
     fd, name = int(sys.argv[1]), sys.argv[2]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner says when to end
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    belong_to_owner()
     asyncio.run(_serve(socket.socket(fileno=fd), name))
     sys.stdout.flush()
     os._exit(0)  # a plain function that still runs in its thread would hold the process up
@@ -25,6 +21,6 @@ def main() -> None:
 
 async def _serve(control: socket.socket, name: str) -> None:
     from byzflow.actors.memory_link import ProcessLink
-    from byzflow.actors.remote import serve
+    from byzflow.actors.remote import Worker, serve
 
-    await serve(ProcessLink(control, "the owner of this worker"), name)
+    await serve(ProcessLink(control, "the owner of this worker"), Worker(name))

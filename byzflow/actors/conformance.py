@@ -36,6 +36,22 @@ def fail(message: str) -> None:
     raise ValueError(message)
 
 
+class Odd(Exception):
+    """An error that cannot be made again from what it tells."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def stop(how: str) -> None:
+    """End in a way that is no plain error."""
+    if how == "exhausted":
+        next(iter(()))
+    elif how == "exit":
+        raise SystemExit(3)
+    raise Odd(1, 2)
+
+
 def doze(seconds: float) -> float:
     """Sleep, holding the worker's thread."""
     time.sleep(seconds)
@@ -75,7 +91,7 @@ class Account:
         return "never"
 
 
-NAMED = {each.__name__: each for each in (echo, fail, doze, wait_for, pass_on, Account)}
+NAMED = {each.__name__: each for each in (echo, fail, stop, doze, wait_for, pass_on, Account)}
 Start = Callable[..., Awaitable[Backend]]
 
 
@@ -144,6 +160,22 @@ async def errors_cross_and_leave_the_worker_usable(start: Start) -> None:
     for k in range(100):
         assert await worker.call(echo, (k,)) == k, "a call after an error failed"
     assert await worker.invoke(number, "add", (1.0,), {}) == 2.0, "an object was lost with an error of a call"
+
+
+async def every_end_of_a_call_is_told(start: Start) -> None:
+    """StopIteration, SystemExit and errors that cannot be rebuilt: the caller hears of each, and the worker lives."""
+    worker = await start()
+    for how in ("exhausted", "exit", "odd"):
+        try:
+            async with asyncio.timeout(20):
+                await worker.call(stop, (how,))
+        except TimeoutError:
+            raise AssertionError(f"{how}: the caller waits for ever") from None
+        except Exception as error:
+            assert not isinstance(error, WorkerDied), f"{how}: it ended the worker"
+        else:
+            raise AssertionError(f"{how}: the call seems to have worked")
+        assert await worker.call(echo, (how,)) == how, f"a call after {how} failed"
 
 
 async def calls_on_one_object_are_serial(start: Start) -> None:
@@ -232,6 +264,7 @@ async def closing_ends_calls_in_flight(start: Start) -> None:
 CHECKS: tuple[Callable[[Start], Awaitable[None]], ...] = (
     values_cross,
     errors_cross_and_leave_the_worker_usable,
+    every_end_of_a_call_is_told,
     calls_on_one_object_are_serial,
     what_is_not_there_is_an_actor_error,
     waiting_does_not_block,

@@ -13,6 +13,7 @@ import math
 import secrets
 import ssl
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from byzflow import __version__
@@ -55,7 +56,7 @@ async def greet(link: SocketLink, said: str, purpose: str) -> None:
             raise ActorError("refused: it speaks another wire; install the same byzflow on both sides")
 
 
-async def welcome(link: SocketLink, purpose: str, limits: Limits) -> Hello:
+async def welcome(link: SocketLink, purposes: Sequence[str], limits: Limits) -> Hello:
     """Hear the dialler's hello as the listener, answer it, and see that it is no recording. Raises ActorError.
 
     From then on the link takes frames up to `limits`.
@@ -69,8 +70,10 @@ async def welcome(link: SocketLink, purpose: str, limits: Limits) -> Hello:
             raise ActorError("the first frame must be a hello")
     if not _fits(version):
         raise ActorError(f"versions differ: byzflow {hello.version} asks, byzflow {__version__} answers; {SAME}")
-    if asked != purpose:
-        raise ActorError(f"this side is here for {purpose!r}, not for {hello.purpose!r}: another port, or another run")
+    if asked not in purposes:
+        raise ActorError(
+            f"this side is here for {purposes[0]!r}, not for {hello.purpose!r}: another port, or another run"
+        )
     link.said, link.skew = hello.said, _skew(clock, time.time())
     own, link.limits = secrets.token_bytes(NONCE), limits  # its first frames may come right behind its answer
     await link.send(Frame(HELLO, WIRE, [__version__, time.time(), hello.nonce, own]))

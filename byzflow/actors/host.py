@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 from byzflow.errors import ActorError, did_you_mean
+from byzflow.graph.calls import awaited, called
 from byzflow.graph.messages import Mailbox, Message
 
 Route = Callable[[str, Message], Awaitable[None]]
@@ -47,9 +48,9 @@ class Host:
         _HERE.set(self)
         bound = partial(fn, *args, **(kwargs or {}))
         if inspect.iscoroutinefunction(fn):
-            return await bound()
+            return await awaited(bound())
         work = bound if self._around is None else partial(self._around, bound)
-        running = self._plain.submit(copy_context().run, work)
+        running = self._plain.submit(copy_context().run, called, work)
         ended = asyncio.wrap_future(running)
         try:
             result = await asyncio.shield(ended)
@@ -57,7 +58,7 @@ class Host:
             if not running.cancel():
                 await asyncio.wait([ended])  # a thread cannot be stopped; nothing is to be left running
             raise
-        return await result if inspect.isawaitable(result) else result
+        return await awaited(result) if inspect.isawaitable(result) else result
 
     async def create(
         self, cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]

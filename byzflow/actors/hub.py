@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Self
 
 from byzflow.actors.address import address, keys_for
+from byzflow.actors.door import Door
 from byzflow.actors.hello import REFUSED, WIRE, Hello, ended, greet, not_proven, welcome
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
@@ -52,6 +53,7 @@ class Hub(Accounts):
     keys : own and trusted keys, or their folder; needed unless the address is of this host alone.
     plain : go without, with a warning. Then nobody is who they say: `link.peer` is an address, `link.said` a claim.
     purpose : what the links are for, such as "actors" or "federation:RUN"; both sides must name the same.
+    also : further purposes of links that come in; `serve` sees in the hello which it is.
     connections : at most so many that came in at once, and `each` of one peer, if peers are known by keys. When it is
         full, a newcomer takes the place of the peer with the lowest score, if its own is higher.
     budget : bytes of arrays of one peer that may wait here; by default twice `limits.body`. Its links are not read on
@@ -67,6 +69,7 @@ class Hub(Accounts):
         keys: str | Path | Keys | None = None,
         plain: bool = False,
         purpose: str = "actors",
+        also: Sequence[str] = (),
         connections: int = 128,
         each: int = 32,
         limits: Limits | None = None,
@@ -80,6 +83,7 @@ class Hub(Accounts):
         self.host, self.port = ("", 0) if listen is None else address(listen)
         self.keys = keys_for(self.host or "localhost", keys, plain)
         self.plain, self.purpose, self.connections, self.each = plain, purpose, connections, each
+        self._purposes = (purpose, *also)
         self._serve, self._random = serve, random or Random()
         self._serving: dict[SocketLink, asyncio.Task[None]] = {}  # links that came in, and what serves them
         self._server: asyncio.Server | None = None
@@ -97,12 +101,15 @@ class Hub(Accounts):
     async def __aenter__(self) -> Self:
         if self._serve is not None:
             names = None if self.keys is None else self.keys.names()
+            context = None if self.keys is None else self.keys.context(server=True)
+
+            def link() -> SocketLink:
+                return SocketLink(STRANGER, names, self._came, self._left)
+
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: SocketLink(STRANGER, names, self._came, self._left),
+                link if context is None else lambda: Door(context, HANDSHAKE, link, self.count),
                 self.host,
                 self.port,
-                ssl=None if self.keys is None else self.keys.context(server=True),
-                ssl_handshake_timeout=None if self.keys is None else HANDSHAKE,
                 reuse_address=sys.platform != "win32",
             )
             self.port = self._server.sockets[0].getsockname()[1]
@@ -156,7 +163,7 @@ class Hub(Accounts):
                         raise ActorError(f"{url} {error}") from None
                 raise
             return link
-        program = "`byzflow actor-server`" if self.purpose == "actors" else "the other side"
+        program = "`byzflow actor-server`" if self.purpose.startswith("actors") else "the other side"
         raise ActorError(
             f"{url} cannot be reached: {problem or 'no answer'}; is {program} running there, and the port open?"
         )
@@ -236,7 +243,7 @@ class Hub(Accounts):
         assert self._serve is not None
         try:
             async with asyncio.timeout(HANDSHAKE):
-                hello = await welcome(link, self.purpose, self.limits)
+                hello = await welcome(link, self._purposes, self.limits)
             await self._serve(link, hello)
         except TimeoutError:
             self.count(link.peer, "no hello in time")

@@ -19,6 +19,13 @@ class Frame:
     body: Any = None
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """The body of a frame that came whole, but whose value cannot be made at this end."""
+
+    why: str
+
+
 @dataclass
 class Stats:
     """What has passed a link."""

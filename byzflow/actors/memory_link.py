@@ -41,7 +41,7 @@ class ProcessLink(Link):
 
     async def send(self, frame: Frame) -> None:
         """Raises TypeError for a value that cannot travel."""
-        head, buffers = dumps((frame.kind, frame.number, frame.body))
+        head, buffers = dumps(frame)
         async with self._sending:
             await self._flush()
             if len(head) + HEADER.size + SPAN.size * len(buffers) > CONTROL:
@@ -53,10 +53,14 @@ class ProcessLink(Link):
             slot, offsets = self._arena.place(buffers)
             spans = b"".join(SPAN.pack(at, each.nbytes) for at, each in zip(offsets, buffers, strict=True))
             if len(spans) > CONTROL:  # so many that even their places are too long to tell: one buffer, then
-                self._arena.free(slot.number)
+                self._free(slot.number)
                 raise TypeError(f"{len(buffers)} arrays in one value; at most {CONTROL // SPAN.size} can travel")
             message = HEADER.pack(SHARED, slot.number, len(buffers)) + spans + head
-            await self._write(message, () if slot.known else (slot.fd,))
+            try:
+                await self._write(message, () if slot.known else (slot.fd,))
+            except BaseException:  # cancelled: nobody was told what is in the slot
+                self._free(slot.number)
+                raise
             slot.known = True
             self.stats.bytes_out += sum(each.nbytes for each in buffers)
         self.stats.frames_out += 1
@@ -68,9 +72,8 @@ class ProcessLink(Link):
             message, fds = await self._read()
             kind, slot, count = HEADER.unpack_from(message)
             if kind == DONE:
-                if self._arena.free(slot):
-                    self._notices.append(HEADER.pack(FORGET, slot, 0))
-                    self._flush_soon()
+                self._free(slot)
+                self._flush_soon()
                 continue
             if kind == FORGET:
                 self._mirror.forget(slot)
@@ -84,7 +87,7 @@ class ProcessLink(Link):
                 head, *views = views
             self.stats.frames_in += 1
             self.stats.bytes_in += sum(size for _, size in spans)
-            return Frame(*loads(head, views))
+            return loads(head, views)
 
     async def close(self) -> None:
         """End the socket; memory that the other end still uses goes when it drops it."""
@@ -100,6 +103,10 @@ class ProcessLink(Link):
         self._socket.close()
         self._arena.close()
         self._mirror.close()
+
+    def _free(self, slot: int) -> None:
+        if not self._closed and self._arena.free(slot):
+            self._notices.append(HEADER.pack(FORGET, slot, 0))
 
     def _done_anywhere(self, slot: int) -> None:
         """Called when the last view of a slot goes, on whatever thread collects it."""
@@ -118,7 +125,8 @@ class ProcessLink(Link):
 
     async def _flush(self) -> None:
         while self._notices:
-            await self._write(self._notices.popleft())
+            await self._write(self._notices[0])
+            self._notices.popleft()  # only now: a send may be cancelled
 
     async def _write(self, message: bytes, fds: tuple[int, ...] = ()) -> None:
         while not self._closed:

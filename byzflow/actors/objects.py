@@ -10,6 +10,9 @@ from typing import Any
 import cloudpickle
 import torch
 
+from byzflow.actors.link import Frame, Unreadable
+from byzflow.errors import one_line
+
 OUTSIDE = 1 << 14  # bytes from which a buffer travels beside the pickle: a shared slot costs two messages more
 
 
@@ -33,8 +36,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(value)
 
 
-def dumps(value: Any) -> tuple[bytes, list[memoryview]]:
-    """The value without its large buffers, and those. Raises TypeError for what cannot travel, such as a socket."""
+def dumps(frame: Frame) -> tuple[bytes, list[memoryview]]:
+    """The frame without its large buffers, and those. Raises TypeError for what cannot travel, such as a socket."""
     buffers: list[memoryview] = []
 
     def outside(buffer: pickle.PickleBuffer) -> bool:
@@ -44,14 +47,24 @@ def dumps(value: Any) -> tuple[bytes, list[memoryview]]:
         buffers.append(raw)
         return False
 
+    what = pickle.dumps((frame.kind, frame.number))
     stream = io.BytesIO()
+    stream.write(bytes([len(what)]) + what)
     try:
-        _Pickler(stream, protocol=5, buffer_callback=outside).dump(value)
-    except pickle.PicklingError as error:
-        raise TypeError(f"this cannot travel to another process: {error}") from None
+        _Pickler(stream, protocol=5, buffer_callback=outside).dump(frame.body)
+    except Exception as error:  # an object's own __reduce__ may raise anything
+        raise TypeError(f"this cannot travel to another process: {one_line(error)}") from None
     return stream.getvalue(), buffers
 
 
-def loads(head: bytes | memoryview, buffers: Sequence[memoryview]) -> Any:
-    """The value again; its tensors and arrays lie in `buffers`, where these are not copied."""
-    return pickle.loads(head, buffers=buffers)
+def loads(head: bytes | memoryview, buffers: Sequence[memoryview]) -> Frame:
+    """The frame again; its tensors and arrays lie in `buffers`, where these are not copied.
+
+    A value that cannot be made here is `Unreadable`, so that whoever waits for it hears of it.
+    """
+    begin = 1 + head[0]
+    kind, number = pickle.loads(head[1:begin])
+    try:
+        return Frame(kind, number, pickle.loads(memoryview(head)[begin:], buffers=buffers))
+    except Exception as error:  # making an object runs its own code
+        return Frame(kind, number, Unreadable(one_line(error)))

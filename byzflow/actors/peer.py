@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from byzflow.actors.socket_link import SocketLink
 
 BOUND = 100.0  # no score is farther from 0: good conduct buys no more than ten faults
-FAULT, SLOW = 10.0, 5.0  # points that one frame that was refused costs, and one link that died of silence
+FAULT, SLOW = (
+    10.0,
+    5.0,
+)  # points that one frame that was refused costs, and one link that died of silence or within a frame
 
 
 class Budget:
@@ -70,7 +73,8 @@ class Peer:
         """A link of it has ended."""
         faults = sum(link.stats.refused.values())
         self.links.remove(link)
-        self.past = _bounded(_bounded(self.past + link.stats.frames_in) - FAULT * faults - SLOW * link.slow)
+        cost = SLOW if link.slow else FAULT * faults
+        self.past = _bounded(_bounded(self.past + link.stats.frames_in) - cost)
 
 
 class Accounts:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from byzflow.actors.backend import Backend, resolve
 from byzflow.actors.channels import PoolChannel
-from byzflow.errors import ActorError, WorkerDied
+from byzflow.errors import ActorError, WorkerDied, WorkerGone
 from byzflow.graph.messages import Message
 from byzflow.graph.subtask import SubTask, fan_out
 
@@ -115,7 +115,8 @@ class ActorPool:
     async def run_subtask(self, subtask: SubTask) -> Any:
         """The result of one call. Raises what it raises, WorkerDied when its retries are used up.
 
-        Raises ActorError at once if it requires what no worker of the pool has.
+        A worker that had ended before it was asked is replaced, and that costs no retry: the call never ran. Raises
+        ActorError at once if the subtask requires what no worker of the pool has.
         """
         await self.start()
         if subtask.require and not any(worker.fits(subtask) for worker in self.workers.values()):
@@ -126,9 +127,11 @@ class ActorPool:
             worker = await self._acquire(subtask)
             try:
                 assert worker.backend is not None
-                result = await worker.backend.call(subtask.fn, subtask.args, subtask.kwargs)
+                result = await _answered(worker.backend, subtask)
             except WorkerDied as death:
                 await self._replaced(worker)
+                if isinstance(death, WorkerGone) and not self._closed:
+                    continue
                 if attempt >= subtask.max_retries or self._closed:
                     raise WorkerDied(
                         f"{subtask.label} died with its worker {worker.name!r} ({death}); "
@@ -204,7 +207,11 @@ class ActorPool:
     async def _bring_up(self, worker: Worker) -> None:
         backend = resolve(worker.config.backend, **worker.config.options)
         given = worker.config.capabilities
-        await backend.start(worker.name, self.deliver)
+        try:
+            await backend.start(worker.name, self.deliver)
+        except BaseException:
+            await backend.close()  # it may be half there
+            raise
         worker.backend, worker.capabilities = backend, backend.capabilities if given is None else frozenset(given)
 
     async def _replaced(self, worker: Worker) -> None:
@@ -215,20 +222,21 @@ class ActorPool:
         await asyncio.shield(replacing)
 
     async def _replace(self, worker: Worker) -> None:
-        """A fresh worker in the place of a dead one; it stays empty once it was replaced too often."""
+        """A fresh worker in the place of a dead one; it stays empty once that was tried too often."""
         dead, worker.backend, worker.died = worker.backend, None, False
-        if dead is not None:
-            await dead.close()
-        if not self._closed and worker.restarts < self.max_restarts:
-            worker.restarts += 1
-            with suppress(ActorError):  # then it stays empty too
-                await self._bring_up(worker)
-        self._release(worker)
+        try:
+            if dead is not None:
+                await dead.close()
+            while worker.backend is None and not self._closed and worker.restarts < self.max_restarts:
+                worker.restarts += 1
+                with suppress(ActorError, OSError):  # no server there yet, no memory or descriptor left
+                    await self._bring_up(worker)
+        finally:
+            self._release(worker)
 
     async def _acquire(self, subtask: SubTask) -> Worker:
-        alive = [worker for worker in self.workers.values() if worker.backend is not None or worker not in self._idle]
-        if self._closed or not any(worker.fits(subtask) or not subtask.require for worker in alive):
-            raise WorkerDied(f"no worker is left for {subtask.label}; each was replaced too often")
+        if self._closed or not self._has(subtask):
+            raise _none_left(subtask)
         for worker in sorted(self._idle, key=lambda each: not each.fits(subtask)):  # stable: who waits longest first
             if worker.backend is not None and (worker.fits(subtask) or not subtask.require):
                 self._idle.remove(worker)
@@ -256,10 +264,16 @@ class ActorPool:
                     future.set_result(worker)
                     return
         self._idle.append(worker)
-        if all(each.backend is None for each in self._idle) and len(self._idle) == self.size:
-            for _, future in self._waiting:
-                if not future.done():
-                    future.set_exception(WorkerDied("no worker is left: each was replaced too often"))
+        for subtask, future in self._waiting:
+            if worker.backend is None and not future.done() and not self._has(subtask):
+                future.set_exception(_none_left(subtask))
+
+    def _has(self, subtask: SubTask) -> bool:
+        """If there is, or will be again, a worker that may have it."""
+        return any(
+            (worker.backend is not None or worker not in self._idle) and (worker.fits(subtask) or not subtask.require)
+            for worker in self.workers.values()
+        )
 
     async def _close_all(self) -> None:
         backends = [worker.backend for worker in self.workers.values() if worker.backend is not None]
@@ -270,6 +284,35 @@ class ActorPool:
 
 def _nothing() -> None:
     """What is called when a worker is only taken."""
+
+
+async def _answered(backend: Backend, subtask: SubTask) -> Any:
+    """The call's result. A worker that does not answer in time is ended, so that the call raises WorkerDied."""
+    if subtask.timeout is None:
+        return await backend.call(subtask.fn, subtask.args, subtask.kwargs)
+    late = False
+
+    async def end() -> None:
+        nonlocal late
+        await asyncio.sleep(subtask.timeout or 0.0)
+        late = True
+        await backend.close()
+
+    watch = asyncio.create_task(end())
+    try:
+        return await backend.call(subtask.fn, subtask.args, subtask.kwargs)
+    except WorkerDied:
+        if late:
+            raise WorkerDied(f"no answer within {subtask.timeout:g} s") from None
+        raise
+    finally:
+        if not late:
+            watch.cancel()
+        await asyncio.wait([watch])
+
+
+def _none_left(subtask: SubTask) -> WorkerDied:
+    return WorkerDied(f"no worker is left for {subtask.label}: each was replaced too often, or the pool was shut down")
 
 
 def _named(configs: Sequence[ActorPoolConfig]) -> Iterable[Worker]:

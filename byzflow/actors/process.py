@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
-import sys
 from typing import Any, Self
 
+from byzflow.actors.interpreter import interpreter, reap
 from byzflow.actors.link import Link
 from byzflow.actors.memory_link import ProcessLink
 from byzflow.actors.remote import LinkBackend
 from byzflow.errors import ActorError
 
-PATIENCE = 2.0  # seconds for a process to end by itself
 CHILD = "from byzflow.actors.child import main; main()"
 
 
@@ -47,31 +45,13 @@ class ProcessBackend(LinkBackend):
 
     async def connect(self, name: str) -> Link:
         """Start the process."""
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         count = str(self.threads)
-        with there:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(there.fileno()), name],
-                pass_fds=(there.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-                    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count),
-                },
-            )
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
+        self._process, here = interpreter(CHILD, socket.SOCK_SEQPACKET, [name], threads)
         return ProcessLink(here, f"the process of worker {name!r} (pid {self._process.pid})")
 
     async def close(self) -> None:
         """End the link; a process that does not end by itself within two seconds is killed."""
         await super().close()
         if self._process is not None:
-            await asyncio.shield(asyncio.to_thread(_reap, self._process))
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            await asyncio.shield(asyncio.to_thread(reap, self._process))

@@ -12,7 +12,7 @@ from byzflow.actors.backend import Backend
 from byzflow.actors.host import Host, Route
 from byzflow.actors.link import Link
 from byzflow.actors.rpc import Rpc
-from byzflow.errors import ActorError, WorkerDied
+from byzflow.errors import ActorError, WorkerDied, WorkerGone
 from byzflow.graph.messages import Message
 
 
@@ -74,7 +74,7 @@ class LinkBackend(Backend):
 
     async def _ask(self, kind: str, *arguments: Any) -> Any:
         if self._rpc is None:
-            raise WorkerDied(f"this {self.scheme} worker was never started")
+            raise WorkerGone(f"this {self.scheme} worker was never started")
         return await self._rpc.request(kind, *arguments)
 
     async def _asked(self, kind: str, arguments: list[Any]) -> None:
@@ -117,9 +117,8 @@ class Worker:
         raise ActorError(f"no such request: {kind!r} with {len(arguments)} arguments")
 
 
-async def serve(link: Link, name: str) -> None:
-    """Be a worker at this end, until the link ends."""
-    worker = Worker(name)
+async def serve(link: Link, worker: Worker) -> None:
+    """Be the worker at this end, until the link ends."""
     worker.rpc = rpc = Rpc(link, worker.answer)
     try:
         await rpc.run()

@@ -8,8 +8,8 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from byzflow.actors.link import Frame, Link
-from byzflow.errors import ActorError, LinkClosed, WorkerDied, restored, told
+from byzflow.actors.link import Frame, Link, Unreadable
+from byzflow.errors import ActorError, LinkClosed, WorkerDied, WorkerGone, portable, restored, told
 
 Handle = Callable[[str, list[Any]], Awaitable[Any]]
 RESULT, ERROR, CANCEL = "result", "error", "cancel"
@@ -24,7 +24,10 @@ class Rpc:
     """
 
     def __init__(self, link: Link, handle: Handle, *, limit: int = 1024) -> None:
-        """`handle(kind, arguments)` answers the other end; at most `limit` requests of it are in work."""
+        """`handle(kind, arguments)` answers the other end; at most `limit` requests of it are in work.
+
+        What is beyond that is refused, and nothing more is read until the refusal has gone out.
+        """
         self.link = link
         self._handle, self._limit = handle, limit
         self._numbers = count(1)
@@ -41,7 +44,7 @@ class Rpc:
         """Receive until the link ends; start this as a task."""
         try:
             while True:
-                self._take(await self.link.recv())
+                await self._take(await self.link.recv())
         except LinkClosed as error:
             self._end(str(error))
         finally:
@@ -49,17 +52,22 @@ class Rpc:
             await self.link.close()
 
     async def request(self, kind: str, *arguments: Any) -> Any:
-        """The other end's answer. Raises what it raised, or WorkerDied."""
+        """The other end's answer. Raises what it raised, WorkerDied, or WorkerGone if it was never asked."""
         if self._closed:
-            raise WorkerDied(self._closed)
+            raise WorkerGone(self._closed)
         number = next(self._numbers)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
         try:
-            try:
-                await self.link.send(Frame(kind, number, list(arguments)))
-            except LinkClosed as error:
+            await self.link.send(Frame(kind, number, list(arguments)))  # cancelled here it was not asked
+        except BaseException as error:
+            del self._asked[number]
+            if future.done() and not future.cancelled():
+                future.exception()  # seen
+            if isinstance(error, LinkClosed):
                 raise WorkerDied(self._closed or str(error)) from None
+            raise
+        try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             if not future.done():
@@ -77,36 +85,50 @@ class Rpc:
         self._end(why)
         await self.link.close()
 
-    def _take(self, frame: Frame) -> None:
+    async def _take(self, frame: Frame) -> None:
         if frame.kind in (RESULT, ERROR):
             future = self._asked.get(frame.number)
             if future is not None and not future.done():
-                if frame.kind == RESULT:
-                    future.set_result(frame.body)
-                else:
-                    future.set_exception(frame.body if isinstance(frame.body, Exception) else restored(frame.body))
+                _settle(future, frame)
         elif frame.kind == CANCEL:
+            await asyncio.sleep(0)  # a task that is cancelled before its first step answers nobody
             if task := self._served.get(frame.number):
                 task.cancel()
+        elif frame.number in self._served:  # it would hide the first, which nobody could then count or cancel
+            why = "a request with the number of another one that is in work"
+            self.link.stats.refused[why] = self.link.stats.refused.get(why, 0) + 1
+            raise LinkClosed(why)
+        elif len(self._served) >= self._limit:
+            refusal = ActorError(f"{self._limit} requests are in work, which is the limit; wait for answers")
+            await self._answer(frame.number, refusal)
         else:
-            task = asyncio.create_task(self._serve(frame, refused=len(self._served) >= self._limit))
+            task = asyncio.create_task(self._serve(frame))
             self._served[frame.number] = task
             task.add_done_callback(lambda _: self._served.pop(frame.number, None))
 
-    async def _serve(self, frame: Frame, refused: bool) -> None:
+    async def _serve(self, frame: Frame) -> None:
         try:
-            if refused:
-                raise ActorError(f"{self._limit} requests are in work, which is the limit; wait for answers")
-            answer = Frame(RESULT, frame.number, await self._handle(frame.kind, frame.body))
+            if isinstance(frame.body, Unreadable):
+                raise TypeError(f"what was sent does not read in the worker: {frame.body.why}")
+            result = await self._handle(frame.kind, frame.body)
         except asyncio.CancelledError:
-            answer = Frame(ERROR, frame.number, told(ActorError("the call was cancelled")))
+            await self._answer(frame.number, ActorError("the call was cancelled"))
         except Exception as error:
-            answer = Frame(ERROR, frame.number, error if self.link.trusted else told(error))
+            await self._answer(frame.number, error)
+        else:
+            await self._answer(frame.number, result, RESULT)
+
+    async def _answer(self, number: int, outcome: Any, kind: str = ERROR) -> None:
+        body = outcome
+        if kind == ERROR:
+            body = portable(outcome) if self.link.trusted else told(outcome)
         with suppress(LinkClosed):
             try:
-                await self.link.send(answer)
-            except (TypeError, ValueError, ActorError) as error:  # a result, or an error, that cannot cross
-                await self.link.send(Frame(ERROR, frame.number, told(error)))
+                await self.link.send(Frame(kind, number, body))
+            except LinkClosed:
+                raise
+            except Exception as error:  # a result, or an error, that cannot cross
+                await self.link.send(Frame(ERROR, number, told(error)))
 
     def _end(self, why: str) -> None:
         if self._closed:
@@ -117,3 +139,12 @@ class Rpc:
                 future.set_exception(WorkerDied(why))
         for task in self._served.values():
             task.cancel()
+
+
+def _settle(future: asyncio.Future[Any], answer: Frame) -> None:
+    if isinstance(answer.body, Unreadable):
+        future.set_exception(TypeError(f"the worker's answer does not read here: {answer.body.why}"))
+    elif answer.kind == RESULT:
+        future.set_result(answer.body)
+    else:
+        future.set_exception(answer.body if isinstance(answer.body, Exception) else restored(answer.body))

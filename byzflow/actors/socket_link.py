@@ -33,7 +33,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
     skew: float = 0.0
     """Seconds by which the peer says that its clock is ahead of this one."""
     slow: bool = False
-    """If it was ended because the peer was silent, or too slow to come to the end of a frame."""
+    """If it was ended because the peer was silent, too slow to come to the end of a frame, or gone within one."""
 
     def __init__(
         self,
@@ -64,13 +64,18 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self._into, self._filled = memoryview(self._prefix), 0
         self._stage, self._body_length = "prefix", 0
         self._crowded = self._paused = False  # crowded: a body waits for room in the budget
-        self._heard = self._began = self._loop.time()
+        self._heard = self._began = self._due = self._loop.time()
         self._watch: asyncio.TimerHandle | None = None
 
     @property
     def open(self) -> bool:
         """If nothing has ended it yet."""
         return not self._why
+
+    @property
+    def address(self) -> str:
+        """The peer's IP address."""
+        return "" if self._transport is None else str(self._transport.get_extra_info("peername")[0])
 
     def refuse(self, why: str) -> None:
         """End it at once."""
@@ -96,6 +101,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
                 return
             self.peer = name
         self._budget = self._met(self)
+        self._due = self._loop.time()
         self._beat()
 
     def get_buffer(self, hint: int) -> memoryview:
@@ -106,21 +112,22 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         """Bytes came."""
         self._heard = self._loop.time()
         self.stats.bytes_in += count
+        if self._stage == "prefix" and not self._filled:
+            self._began = self._heard
         self._filled += count
         try:
             while not self._why and not self._crowded and self._filled == len(self._into):
                 self._next_stage()
         except WireError as fault:
-            self.stats.refused[str(fault)] = self.stats.refused.get(str(fault), 0) + 1
-            self._end(f"{self.peer or 'the peer'} sent what is not allowed: {fault}")
+            self._fault(str(fault), f"{self.peer or 'the peer'} sent what is not allowed: {fault}")
 
     def eof_received(self) -> None:
         """The other end is done."""
-        self._end(f"{self.peer} closed the connection")
+        self._gone(f"{self.peer} closed the connection")
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone."""
-        self._end(f"{self.peer or 'the peer'} is gone" + (f": {error}" if error else ""))
+        self._gone(f"{self.peer or 'the peer'} is gone" + (f": {error}" if error else ""))
 
     def pause_writing(self) -> None:
         """The socket is full."""
@@ -177,7 +184,6 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     def _next_stage(self) -> None:
         if self._stage == "prefix":
-            self._began = self._heard
             size, self._body_length = lengths(self._prefix, self.limits)
             self._expect("header", memoryview(bytearray(size)))
         elif self._stage == "header":
@@ -245,20 +251,38 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         if self._why:
             return
         now = self._loop.time()
+        held_up = max(0.0, now - self._due)  # whatever kept the event loop from this kept it from hearing the peer
+        self._heard, self._began = min(now, self._heard + held_up), min(now, self._began + held_up)
         reading = not self._paused
         allowed = DEAD + (self._body_length / SLOWEST if self._stage == "body" else 0)
         if reading and now - self._heard > DEAD:
-            self.slow = True
-            self._end(f"{self.peer} has been silent for {DEAD:g} s")
+            self._dead("silent", f"{self.peer} has been silent for {DEAD:g} s")
         elif reading and (self._stage != "prefix" or self._filled) and now - self._began > allowed:
-            self.slow = True
-            self._end(f"{self.peer} sends slower than {SLOWEST} bytes a second")
+            self._dead("too slow", f"{self.peer} sends slower than {SLOWEST} bytes a second")
         else:
             if not self._sending.locked() and self._writable.is_set() and self._transport is not None:
                 head, _, _ = encode(Frame("", 0), self._sent, self.limits)
                 self._sent += 1
                 self._transport.write(head)
-            self._watch = self._loop.call_later(BEAT, self._beat)
+            self._due = now + BEAT
+            self._watch = self._loop.call_at(self._due, self._beat)
+
+    def _dead(self, reason: str, why: str) -> None:
+        """End it because the peer does not come to the end of what it has to send, and count that."""
+        self.slow = self.slow or not self._why
+        self._fault(reason, why)
+
+    def _fault(self, reason: str, why: str) -> None:
+        """End it for what the peer did, and count that."""
+        if not self._why:
+            self.stats.refused[reason] = self.stats.refused.get(reason, 0) + 1
+        self._end(why)
+
+    def _gone(self, why: str) -> None:
+        if (self._stage != "prefix" or self._filled) and not self._paused:
+            self._dead("the connection ended within a frame", why)
+        else:
+            self._end(why)
 
     def _end(self, why: str) -> None:
         if self._why:

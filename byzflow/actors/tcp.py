@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from byzflow.actors.address import address, keys_for
+from byzflow.actors.address import address, is_here, keys_for
 from byzflow.actors.hello import Hello
 from byzflow.actors.host import Route
 from byzflow.actors.hub import FIRST, HANDSHAKE, Hub
@@ -24,8 +24,9 @@ from byzflow.actors.link import Link
 from byzflow.actors.remote import LinkBackend, Worker
 from byzflow.actors.rpc import Rpc
 from byzflow.actors.socket_link import SocketLink
+from byzflow.actors.ucx_server import UCX, UcxWorkers
 from byzflow.actors.wire import Limits
-from byzflow.errors import ActorError, WorkerDied
+from byzflow.errors import ActorError, WorkerDied, WorkerGone
 
 GROUP = "byzflow.remote"
 LEAVING = 1.0  # seconds to say goodbye in
@@ -39,6 +40,8 @@ class TcpBackend(LinkBackend):
     """
 
     scheme = "tcp"
+    purpose: ClassVar[str] = "actors"
+    """What the server is asked for."""
     trusted: ClassVar[bool] = False
     ahead: float = 0.0
     """Seconds by which the server says that its clock is ahead of this one."""
@@ -46,7 +49,7 @@ class TcpBackend(LinkBackend):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """Of tcp://host:port; options keys=DIR, plain=False, timeout=5.0 seconds, keep=0 seconds, limits."""
-        return cls(*address(url), **options)
+        return cls(*address(url, cls.scheme), **options)
 
     def __init__(
         self,
@@ -64,10 +67,14 @@ class TcpBackend(LinkBackend):
         self._token, self._gone = "", ""  # what finds the worker again; why it is gone for good
         self._again = asyncio.Event()  # the lost link was replaced, or will not be
         self._staying: asyncio.Task[None] | None = None
-        self.hub = Hub(keys=keys_for(host, keys, plain), plain=plain, limits=limits)
+        self.hub = Hub(keys=keys_for(host, keys, plain), plain=plain, purpose=self.purpose, limits=limits)
 
     async def connect(self, name: str) -> Link:
         """Dial, several times with growing pauses. Raises ActorError."""
+        return await self.enter(name)
+
+    async def enter(self, name: str) -> SocketLink:
+        """A link that both sides have greeted."""
         link = await self.hub.dial(self.where, name, timeout=self.timeout)
         self.ahead = link.skew
         return link
@@ -100,7 +107,7 @@ class TcpBackend(LinkBackend):
             self._again.clear()
             await self._again.wait()
         if self._gone:
-            raise WorkerDied(self._gone)
+            raise WorkerGone(self._gone)
         return await super()._ask(kind, *arguments)
 
     async def _stay(self) -> None:
@@ -151,6 +158,14 @@ class TcpBackend(LinkBackend):
         return f"{fn.__module__}:{name}"
 
 
+def found(name: Any, among: Mapping[str, Callable[[], Any]]) -> Any:
+    """What a peer named, if it is let in. Raises ActorError."""
+    if not isinstance(name, str) or name not in among:
+        shown = name[:80] if isinstance(name, str) else type(name).__name__
+        raise ActorError(f"{shown!r} may not be run here: let it in by an entry point of the group {GROUP}")
+    return among[name]()
+
+
 def allowed() -> dict[str, Callable[[], Any]]:
     """What entry points let peers run: "module:name" -> what loads it."""
     return {point.value.replace(" ", ""): point.load for point in entry_points(group=GROUP)}
@@ -167,6 +182,8 @@ class ActorServer:
     url, keys, plain, connections, each, limits : as of a `Hub`.
     keep : seconds for which a worker waits, with its objects, for its peer to dial again, if the peer asked for that.
     allow : more functions and classes that peers may name, beside the entry points of the group `byzflow.remote`.
+    ucx : also serve `ucx://`, each worker in a process of its own; `allow` must then name what can be imported.
+    trusted_fabric : needed for that: nobody but these hosts is on the network of UCX_NET_DEVICES.
     """
 
     def __init__(
@@ -180,9 +197,22 @@ class ActorServer:
         each: int = 32,
         keep: float = 0.0,
         limits: Limits | None = None,
+        ucx: bool = False,
+        trusted_fabric: bool = False,
     ) -> None:
         self._kept = Kept(keep, each)
-        self.hub = Hub(url, self._serve, keys=keys, plain=plain, connections=connections, each=each, limits=limits)
+        self.hub = Hub(
+            url,
+            self._serve,
+            keys=keys,
+            plain=plain,
+            purpose=TcpBackend.purpose,
+            also=(UCX,),
+            connections=connections,
+            each=each,
+            limits=limits,
+        )
+        self.ucx = UcxWorkers(is_here(self.host), trusted_fabric, allow or {}, self.hub.limits) if ucx else None
         self._allowed = allowed() | {name: (lambda value=value: value) for name, value in (allow or {}).items()}
 
     @property
@@ -221,6 +251,11 @@ class ActorServer:
         self._kept.close()
 
     async def _serve(self, link: SocketLink, hello: Hello) -> None:
+        if hello.purpose == UCX:
+            if self.ucx is None:
+                raise ActorError("this server has no UCX: start it with --ucx --trusted-fabric")
+            await self.ucx.serve(link, hello.said, self.hub.count)
+            return
         worker = Worker(hello.said, self._find)
         owner = hello.said if self.hub.keys is None else link.peer
 
@@ -244,7 +279,4 @@ class ActorServer:
             self._kept.left(worker, link)
 
     def _find(self, name: Any) -> Any:
-        if not isinstance(name, str) or name not in self._allowed:
-            shown = name[:80] if isinstance(name, str) else type(name).__name__
-            raise ActorError(f"{shown!r} may not be run here: let it in by an entry point of the group {GROUP}")
-        return self._allowed[name]()
+        return found(name, self._allowed)

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from byzflow.actors.backend import Backend
 from byzflow.actors.host import Host, Route
-from byzflow.errors import ActorError, WorkerDied
+from byzflow.errors import ActorError, WorkerDied, WorkerGone
 from byzflow.graph.messages import Message
 
 R = TypeVar("R")
@@ -89,13 +89,20 @@ class ThreadBackend(Backend):
         """Run it on the worker's loop. A cancelled caller waits until it has ended there."""
         host, there, here = self._host, self._loop, asyncio.get_running_loop()
         if host is None or there is None:
-            raise WorkerDied("this thread worker is not running: it was closed, or never started")
+            raise WorkerGone("this thread worker is not running: it was closed, or never started")
         ended = asyncio.Event()
+        began = False
 
         async def tracked() -> R:
+            nonlocal began
+            began = True
             try:
                 return await work(host)
             finally:
+                here.call_soon_threadsafe(ended.set)
+
+        def settle() -> None:  # comes there after the cancelling: what has not begun by then never will
+            if not began:
                 here.call_soon_threadsafe(ended.set)
 
         running = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(tracked(), there))
@@ -105,6 +112,7 @@ class ThreadBackend(Backend):
         except asyncio.CancelledError:
             if self._host is None:
                 raise WorkerDied(f"worker {host.name!r} was closed before it answered") from None
+            there.call_soon_threadsafe(settle)
             await ended.wait()
             raise
         finally:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -33,6 +33,8 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ARRAY, TUPLE, MAPPING = 1, 2, 3  # extension codes of the header
+MOST = 4096  # arrays; told to the decoder, which then makes none of too many
+NESTED = 100  # values inside values: opening a thousand costs milliseconds and ends in a RecursionError
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class Limits:
 
     header: int = 1 << 16
     body: int = 1 << 30
-    arrays: int = 4096
+    arrays: int = MOST
     dims: int = 8
 
 
-class Array(msgspec.Struct, forbid_unknown_fields=True, array_like=True, frozen=True):
+class Array(msgspec.Struct, forbid_unknown_fields=True, array_like=True, frozen=True, gc=False):
     """What is said of one array before its bytes come."""
 
     dtype: str
@@ -66,7 +68,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True, array_like=True, frozen
     kind: str
     number: int
     value: msgspec.Raw
-    arrays: list[Array]
+    arrays: Annotated[list[Array], msgspec.Meta(max_length=MOST)]
 
 
 _decoder = msgspec.msgpack.Decoder(Header)
@@ -134,22 +136,25 @@ def decode(header: Header, body: np.ndarray[Any, Any]) -> Frame:
     return Frame(header.kind, header.number, value)
 
 
-def _value(data: Any, arrays: list[Any]) -> Any:
+def _value(data: Any, arrays: list[Any], depth: int = 0) -> Any:
     """What `_plain` made plain. No closure that knows itself: it would keep the arrays until the collector comes."""
-    return msgspec.msgpack.decode(data, ext_hook=partial(_extension, arrays))
+    return msgspec.msgpack.decode(data, ext_hook=partial(_extension, arrays, depth))
 
 
-def _extension(arrays: list[Any], code: int, data: memoryview) -> Any:
+def _extension(arrays: list[Any], depth: int, code: int, data: memoryview) -> Any:
     if code == ARRAY:
         return arrays[int.from_bytes(data, "big")]
     if code in (TUPLE, MAPPING):
-        inner = _value(data, arrays)
+        _within(depth + 1, NESTED, "values inside each other")
+        inner = _value(data, arrays, depth + 1)
         return tuple(inner) if code == TUPLE else dict(inner)
     raise WireError(f"extension {code} is not known")
 
 
-def _plain(value: Any, arrays: list[Array], bodies: list[memoryview]) -> Any:
+def _plain(value: Any, arrays: list[Array], bodies: list[memoryview], depth: int = 0) -> Any:
     """The value with extensions in the place of what msgpack does not have."""
+    if depth > NESTED:
+        raise TypeError(f"more than {NESTED} values inside each other")
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     if isinstance(value, torch.Tensor):
@@ -166,10 +171,10 @@ def _plain(value: Any, arrays: list[Array], bodies: list[memoryview]) -> Any:
     elif isinstance(value, np.generic):
         return value.item()
     elif isinstance(value, Mapping):
-        items = [[_plain(key, arrays, bodies), _plain(each, arrays, bodies)] for key, each in value.items()]
-        return msgspec.msgpack.Ext(MAPPING, msgspec.msgpack.encode(items))
+        inner = ([_plain(part, arrays, bodies, depth + 1) for part in pair] for pair in value.items())
+        return msgspec.msgpack.Ext(MAPPING, msgspec.msgpack.encode(list(inner)))
     elif isinstance(value, list | tuple):
-        items = [_plain(each, arrays, bodies) for each in value]
+        items = [_plain(each, arrays, bodies, depth + 1) for each in value]
         return items if isinstance(value, list) else msgspec.msgpack.Ext(TUPLE, msgspec.msgpack.encode(items))
     else:
         raise TypeError(f"a {type(value).__name__}")
@@ -177,12 +182,12 @@ def _plain(value: Any, arrays: list[Array], bodies: list[memoryview]) -> Any:
 
 
 def _array(array: Array, data: np.ndarray[Any, Any]) -> Any:
+    if array.dtype == "bool":  # bytes other than 0 and 1 are no truth values
+        data = data != 0
     if not array.tensor:
         return data.view(array.dtype).reshape(array.shape)
     dtype = DTYPES[array.dtype]
     flat = torch.from_numpy(data).view(dtype) if data.size else torch.empty(0, dtype=dtype)
-    if array.dtype == "bool":  # bytes other than 0 and 1 are no truth values
-        flat = torch.from_numpy(data) != 0
     tensor = flat.reshape(array.shape)
     return tensor.requires_grad_() if array.requires_grad and dtype.is_floating_point else tensor
 

@@ -16,13 +16,25 @@ import click
 @click.option("--plain", is_flag=True, help="Go without encryption and authentication, with a warning.")
 @click.option("--connections", type=click.IntRange(1), default=128, show_default=True, help="At most so many at once.")
 @click.option("--keep", type=click.FloatRange(0), default=0.0, help="Seconds that a worker waits to be dialled again.")
-def command(listen: str, keys: Path | None, plain: bool, connections: int, keep: float) -> None:
+@click.option("--ucx", is_flag=True, help="Also serve ucx:// on the network of UCX_NET_DEVICES.")
+@click.option("--trusted-fabric", is_flag=True, help="Needed for --ucx: none but trusted hosts are on that network.")
+def command(
+    listen: str, keys: Path | None, plain: bool, connections: int, keep: float, ucx: bool, trusted_fabric: bool
+) -> None:
     """Serve workers until interrupted; each connection is one worker, and ends with it, or --keep seconds after."""
     from byzflow.actors.tcp import ActorServer
     from byzflow.errors import ActorError
 
     async def main() -> None:
-        server = ActorServer(listen, keys=keys, plain=plain, connections=connections, keep=keep)
+        server = ActorServer(
+            listen,
+            keys=keys,
+            plain=plain,
+            connections=connections,
+            keep=keep,
+            ucx=ucx,
+            trusted_fabric=trusted_fabric,
+        )
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -31,7 +43,8 @@ def command(listen: str, keys: Path | None, plain: bool, connections: int, keep:
                 await stack.enter_async_context(server)
             except OSError as error:
                 raise ActorError(f"cannot listen at {listen}: {error.strerror}; is the port in use?") from None
-            click.echo(f"serving at {server.url}" + ("" if server.hub.keys is None else ", TLS, trusted peers only"))
+            tls = "" if server.hub.keys is None else ", TLS, trusted peers only"
+            click.echo(f"serving at {server.url}{tls}{', UCX' if ucx else ''}")
             await ended.wait()
         for peer, reasons in server.refused.items():
             for reason, count in reasons.items():

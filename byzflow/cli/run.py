@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,7 +35,7 @@ def command(
                 found(each)
     if check:
         for point, each in runs:
-            click.echo(json.dumps({"sweep": point, "config": each.as_dict()}) if as_json else _told(each, point))
+            click.echo(_json({"sweep": point, "config": each.as_dict()}) if as_json else _told(each, point))
         return
     console = Console()
     results = []
@@ -44,7 +43,7 @@ def command(
         result = _run(each, point, as_json, each_round, console)
         results.append((point, result))
         if as_json:
-            click.echo(json.dumps({"sweep": point, **_plain(result)}))
+            click.echo(_json({"sweep": point, **_plain(result)}))
     if len(runs) > 1 and not as_json:
         _table(results, console)
 
@@ -101,12 +100,12 @@ async def _rounds(
         with live or nullcontext():
             for number in range(rounds):
                 if number == rounds - 1:
-                    federation.evaluate_every = 1  # the last model is always looked at
+                    federation.observer.every = 1  # the last model is always looked at
                 report = await federation.round()
                 if live is not None:
                     live.update(live_view(federation, rounds, title), refresh=True)
                 elif as_json and each_round:
-                    click.echo(json.dumps(report.as_dict()))
+                    click.echo(_json(report.as_dict()))
                 elif not as_json:
                     click.echo(report.line())
 
@@ -119,10 +118,17 @@ def _plain(result: Any) -> dict[str, Any]:
 
 def _jsonable(value: Any) -> Any:
     try:
-        json.dumps(value)
+        _json(value)
     except (TypeError, ValueError):
         return repr(value)
     return value
+
+
+def _json(value: Any) -> str:
+    """One line of JSON; NaN and Inf are null, as JSON has neither."""
+    import msgspec
+
+    return msgspec.json.encode(value).decode()
 
 
 def _told(each: Config, point: dict[str, Any]) -> str:

@@ -10,6 +10,17 @@ topology_manager, message, published, own_thread, loop_thread
 learning_schemas                    such federations by their shape, and of models and data
 publishing_learner, grouping, claims
 federation                          nodes, a graph and a defence, run by rounds
+parameter_server, peer_to_peer      the same in two lines; progress shows a bar
+node_actor                          nodes on workers
+applications, distributed           pipelines of a node, and nodes made of them
+decentralized, router, contexts,    nodes that handle messages, each with its own scheduler
+remote_context, decentralized_cluster
+decentralized_cluster
+report                              what a round was like
+
+nodes_file, remote, presence        nodes that are processes: their file, what all make of it, who is there
+remote_server, centre,              the processes themselves
+remote_worker, remote_peer
 report, summary, sinks, live_view   what a round was like, and a run; where it is written and shown
 config, typed_file, red_config      one file that says it all
 build, schemas                      from a configuration to a federation, by the name of its kind

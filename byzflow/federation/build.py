@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
+from statistics import median
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from byzflow.errors import ByzflowError, SpecError, did_you_mean, one_line
 from byzflow.federation import datasets
-from byzflow.federation.config import Config
+from byzflow.federation.config import ClustersSection, Config
 from byzflow.federation.federation import STEPS, Federation
 from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.models import make_model
@@ -21,17 +22,23 @@ from byzflow.federation.nodes import AttackNode
 from byzflow.federation.partitions import hold_out, partition
 from byzflow.federation.randomness import random_numbers
 from byzflow.federation.report import Sink
+from byzflow.federation.supervision import Supervision
+from byzflow.federation.virtual_node import INLINE, VirtualNode
+from byzflow.gossip.cluster import Clusters
 from byzflow.gossip.defence import Defence
+from byzflow.gossip.effects import NodeId
 from byzflow.gossip.topology import Topology, topology
 from byzflow.gossip.varying import Varying
+from byzflow.operators import Operator
 
 ROLES = ("train", "eval", "test", "aggregate")
 DATA = ("test_share", "train", "test", "features", "classes", "spread")
+SAME = ("lr", "momentum", "weight_decay", "batch_size", "prox_mu", "server_lr", "server_momentum")
 PARTITION = ("alpha", "share", "per_node")
 
 
 def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
-    """The federation of a configuration over this graph, "star" or one of `byzflow.gossip.topology`.
+    """The federation of a configuration over this graph: "star", "cluster" or one of `byzflow.gossip.topology`.
 
     Raises SpecError with the key for all that cannot work together, before anything runs.
     """
@@ -51,10 +58,11 @@ def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
     for key, most in (("quorum", heard if star else heard - 1), ("min_nodes", len(trainers))):
         if (value := getattr(config.federation, key)) is not None and value > most:
             raise SpecError(f"federation.{key}: must be at most {most}, the nodes that one can hear, got {value}")
-    nodes = _nodes(config, liars, STEPS[exchange if star else "models"][0])
+    nodes, sizes = _nodes(config, liars, roles, STEPS[exchange if star else "models"][0])
+    backend = None if config.nodes.backend == INLINE else config.nodes.backend
     return Federation(
         nodes,
-        graph,
+        clusters(config, graph) or graph,
         defence,
         f,
         roles=roles,
@@ -67,6 +75,11 @@ def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
         exchange="updates" if exchange == "updates" else "gradients",
         evaluate_every=config.metrics.every,
         sinks=sinks,
+        byzantine=liars,
+        weights=_weights(config, defence, sizes),
+        backend=backend,
+        workers=config.nodes.workers,
+        supervision=Supervision(max_restarts=config.nodes.max_restarts),
     )
 
 
@@ -84,15 +97,30 @@ def faults(config: Config) -> int:
     return len(byzantine(config)) if config.defence.f is None else config.defence.f
 
 
+def clusters(config: Config, graph: str) -> Clusters | None:
+    """The clusters of the graph "cluster"; None of others, for which settings of clusters are an error."""
+    given = config.clusters
+    if graph != "cluster":
+        if given != ClustersSection():
+            raise SpecError(f"clusters: mean nothing over {graph}: set federation.topology to cluster")
+        return None
+    with at("clusters.between"):
+        Defence(given.between)
+    return Clusters(count=given.count, period=given.period, every=given.every, between=given.between)
+
+
 def fewest_heard(config: Config, graph: str, trainers: Sequence[int]) -> int:
     """How many vectors the node that hears least aggregates, its own included."""
     count = config.nodes.count
     if graph == "star":
         return max(1, round(config.federation.fraction * len(trainers)))
+    speak = set(trainers)
+    if (groups := clusters(config, graph)) is not None:
+        with at("clusters"):
+            return min(len(speak & set(group)) for group in groups.initial(range(count)))
     with at("federation.topology"):
         made: Topology | Varying = topology(graph, count, config.federation.seed)
         shown = made.at(0) if isinstance(made, Varying) else made
-    speak = set(trainers)
     return min(1 + sum(other in speak for other in shown.in_neighbours(node)) for node in range(count))
 
 
@@ -105,11 +133,13 @@ def at(key: str) -> Iterator[None]:
         raise SpecError(f"{key}: {error}") from error
 
 
-def _roles(config: Config) -> dict[int, str]:
+def _roles(config: Config) -> dict[NodeId, str]:
     given, count = config.nodes.roles, config.nodes.count
     if isinstance(given, Mapping) and (strangers := [node for node in given if not 0 <= node < count]):
         raise SpecError(f"nodes.roles: no node {strangers[0]}: ids are 0 to {count - 1}")
-    roles = {node: given if isinstance(given, str) else given.get(node, "train-eval") for node in range(count)}
+    roles: dict[NodeId, str] = {
+        node: given if isinstance(given, str) else given.get(node, "train-eval") for node in range(count)
+    }
     for role in roles.values():
         for word in role.split("-"):
             if word not in ROLES:
@@ -141,46 +171,67 @@ def _exchange(config: Config, star: bool) -> str:
     return given or ("updates" if any(local.values()) else "gradients")
 
 
-def _nodes(config: Config, liars: Sequence[int], step: str) -> list[Any]:
-    data, training, seed = config.data, config.training, config.federation.seed
+def _nodes(config: Config, liars: Sequence[int], roles: Mapping[NodeId, str], step: str) -> tuple[list[Any], list[int]]:
+    """The nodes, here or described for workers, and how many samples each learns from; a liar's are those of most."""
+    data, training, seed, every = config.data, config.training, config.federation.seed, range(config.nodes.count)
     options = {name: value for name in DATA if (value := getattr(data, name)) is not None}
     if data.name.lower() in ("digits", "synthetic"):
         options["seed"] = seed
     with at("data.name"):
         split = datasets.load(data.name, data.root, **options)
     with at("attack.name"):
-        attack = AttackNode(config.attack.name).attack
-    own = config.attack.knowledge == "own"
-    learners = [node for node in range(config.nodes.count) if own or node not in liars]
+        AttackNode(config.attack.name)
+    learners = [node for node in every if config.attack.knowledge == "own" or node not in liars]
     chosen = {name: value for name in PARTITION if (value := getattr(data, name)) is not None}
     with at("data.partition"):
         parts = partition(data.partition, split.train_y, len(learners), seed=seed, **chosen)
-        tested = [None] * len(parts)
+        tested: list[Any] = [None] * len(parts)
         if data.own_test is not None:
             parts, tested = hold_out(parts, data.own_test, seed=seed)
-    made: dict[int, LearnerNode] = {}
-    for node, part, held in zip(learners, parts, tested, strict=True):
+    with at("model.name"):
+        models = [_model(config, split) for _ in learners]
+    settings: dict[int, dict[str, Any]] = {}
+    for node, part, held, module in zip(learners, parts, tested, models, strict=True):
         steps = training.local_steps
         if training.local_epochs is not None:
-            steps = training.local_epochs * math.ceil(len(part) / min(training.batch_size, len(part)))
-        with at("model.name"):
-            module = _model(config, split)
-        with at("training"):
-            made[node] = LearnerNode(
-                module,
-                (split.train_x[part], split.train_y[part]),
-                test=split if held is None else (split.train_x[held], split.train_y[held]),
-                server_lr=training.server_lr,
-                server_momentum=training.server_momentum,
-                lr=training.lr,
-                momentum=training.momentum,
-                weight_decay=training.weight_decay,
-                batch_size=training.batch_size,
-                local_steps=steps,
-                prox_mu=training.prox_mu,
-                seed=seed + node,
-            )
-    return [AttackNode(attack, made.get(node), step) if node in liars else made[node] for node in range(config.nodes.count)]  # fmt: skip  # noqa: E501
+            steps = training.local_epochs * max(1, len(part) // training.batch_size)
+        settings[node] = {
+            "learner": module,
+            "data": (split.train_x[part], split.train_y[part]),
+            "test": (split.test_x, split.test_y) if held is None else (split.train_x[held], split.train_y[held]),
+            "local_steps": steps,
+            "seed": seed + node,
+            **{name: getattr(training, name) for name in SAME},
+        }
+    with at("training"):
+        for each in settings.values():
+            LearnerNode(**each)  # a mistake shows here, wherever the node is to live
+    sizes = dict(zip(learners, map(len, parts), strict=True))
+    makers: list[Callable[[], Any]] = [
+        partial(_liar, config.attack.name, settings.get(node), step)
+        if node in liars
+        else partial(LearnerNode, **settings[node])
+        for node in every
+    ]
+    if config.nodes.backend == INLINE:
+        made = [make() for make in makers]
+    else:
+        made = [VirtualNode(make, node, roles[node]) for node, make in zip(every, makers, strict=True)]
+    return made, [sizes.get(node, round(median(sizes.values()))) for node in every]
+
+
+def _liar(attack: str, settings: Mapping[str, Any] | None, step: str) -> AttackNode:
+    """A Byzantine node, with a learner of its own if it has data."""
+    return AttackNode(attack, None if settings is None else LearnerNode(**settings), step)
+
+
+def _weights(config: Config, rule: Operator, sizes: Sequence[int]) -> dict[NodeId, float] | None:
+    """What each node counts by its samples, twice the median at most."""
+    if not config.defence.sample_weights:
+        return None
+    if "sample_weights" not in rule.accepts:
+        raise SpecError(f"defence.sample_weights: {rule} gives no node a weight of its own: take mean, or leave it out")
+    return {node: float(min(size, 2 * median(sizes))) for node, size in enumerate(sizes)}
 
 
 def _model(config: Config, split: datasets.Split) -> nn.Module:

@@ -138,7 +138,7 @@ class Churn:
 
     async def _follow_most(self, member: Member) -> None:
         federation, supervisor = self._federation, self._federation.supervisor
-        found = await federation.digests(len(federation.history) - 1)
+        found = await federation.observer.digests(len(federation.history) - 1)
         holders = max(found.values(), key=len, default=())
         for donor in (federation.members[id] for id in holders if id != member.id):
             state = await supervisor.reach(donor, supervisor.state_of, len(federation.history) - 1)

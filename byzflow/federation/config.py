@@ -23,11 +23,11 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One table of the file."""
 
 
-class FederationSection(Section):
+class FederationSection(Section, frozen=True):
     """Who hears whom, and how the rounds go."""
 
     schema: Annotated[str, Meta(description="star, ring, mesh, k_regular, cluster, custom, or a registered one")] = ""
-    topology: Annotated[str, Meta(description="star, or a graph such as ring or k_regular:4")] = ""
+    topology: Annotated[str, Meta(description="star, cluster, or a graph such as ring or k_regular:4")] = ""
     rounds: Annotated[int, Meta(ge=1, le=1_000_000, description="rounds")] = 50
     seed: Annotated[int, Meta(ge=0, description="of data, models, batches and sampling")] = 0
     fraction: Annotated[float, Meta(gt=0, le=1, description="share of the nodes sampled for a round")] = 1.0
@@ -43,7 +43,19 @@ class FederationSection(Section):
     min_nodes: Annotated[int, Meta(ge=1, description="below so many live training nodes the run stops")] = 1
 
 
-class NodesSection(Section):
+class ClustersSection(Section, frozen=True):
+    """Groups, for the topology cluster; see `byzflow.gossip.cluster.Clusters`."""
+
+    count: (
+        Annotated[int, Meta(ge=1, description="how many; the square root of half the nodes, rounded, unless said")]
+        | None
+    ) = None
+    period: Annotated[int, Meta(ge=1, description="rounds between two mixings of the clusters' heads")] = 5
+    every: Annotated[int, Meta(ge=0, description="rounds between groupings by similarity; 0 keeps the groups")] = 0
+    between: Annotated[str, Meta(description="the rule over the heads' models")] = "median"
+
+
+class NodesSection(Section, frozen=True):
     """Who takes part."""
 
     count: Annotated[int, Meta(ge=2, le=10_000, description="nodes, Byzantine ones included")] = 10
@@ -55,9 +67,14 @@ class NodesSection(Section):
         str | dict[int, str],
         Meta(description="train, eval, test or several joined by '-', of all nodes, or by id"),
     ] = "train-eval"
+    backend: Annotated[str, Meta(description="where they live: inline, thread:, process:, ray: or tcp://host:port")] = (
+        "inline"
+    )
+    workers: Annotated[int, Meta(ge=1, description="that the nodes share; one each unless said")] | None = None
+    max_restarts: Annotated[int, Meta(ge=0, description="how often a node is made again when its worker dies")] = 3
 
 
-class DataSection(Section):
+class DataSection(Section, frozen=True):
     """Which data, and who has which of it."""
 
     name: Annotated[str, Meta(description="digits, synthetic, mnist, fashion_mnist or cifar10")] = "digits"
@@ -77,13 +94,13 @@ class DataSection(Section):
     spread: Annotated[float, Meta(gt=0, description="of synthetic: how far apart the classes are")] | None = None
 
 
-class ModelSection(Section):
+class ModelSection(Section, frozen=True):
     """What they learn."""
 
     name: Annotated[str, Meta(description="softmax, mlp, cnn, or module:attr, called without arguments")] = "mlp"
 
 
-class TrainingSection(Section):
+class TrainingSection(Section, frozen=True):
     """How a node learns."""
 
     lr: Annotated[float, Meta(gt=0, description="step size")] = 0.1
@@ -97,7 +114,7 @@ class TrainingSection(Section):
     server_momentum: Annotated[float, Meta(ge=0, lt=1, description="of the same step")] = 0.0
 
 
-class DefenceSection(Section):
+class DefenceSection(Section, frozen=True):
     """What is made of the vectors that come."""
 
     rule: Annotated[str, Meta(description="a rule or a chain, such as nnm | trimmed_mean")] = "nnm | trimmed_mean"
@@ -105,9 +122,12 @@ class DefenceSection(Section):
         Annotated[int, Meta(ge=0, description="liars to bear of those that a node hears; as many as lie unless said")]
         | None
     ) = None
+    sample_weights: Annotated[
+        bool, Meta(description="whether nodes count by their samples, twice the median at most, in rules such as mean")
+    ] = False
 
 
-class AttackSection(Section):
+class AttackSection(Section, frozen=True):
     """What the Byzantine nodes send."""
 
     name: Annotated[str, Meta(description="an attack, such as sign_flip or alie(z=1.5)")] = "sign_flip"
@@ -116,17 +136,18 @@ class AttackSection(Section):
     ] = "omniscient"
 
 
-class MetricsSection(Section):
+class MetricsSection(Section, frozen=True):
     """What is measured, and where it goes."""
 
     file: Annotated[str, Meta(description="a .csv or .jsonl file, one line a round")] | None = None
     every: Annotated[int, Meta(ge=1, description="rounds between evaluations; the last one counts always")] = 1
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole file."""
 
     federation: FederationSection = FederationSection()
+    clusters: ClustersSection = ClustersSection()
     nodes: NodesSection = NodesSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
@@ -166,7 +187,7 @@ def plain(path: str | Path, overrides: Iterable[str] = (), note: Note = warnings
         key, equals, value = override.partition("=")
         if not equals:
             raise SpecError(f"--set {override}: write key=value, such as nodes.byzantine=2")
-        put(data, key.strip(), value_of(value.strip()), "--set")
+        put(data, key.strip(), value_of(key.strip(), value.strip()), "--set")
     return data
 
 
@@ -191,7 +212,7 @@ def sweep(
         key, equals, text = each.partition("=")
         if not equals or not text.strip():
             raise SpecError(f"--sweep {each}: write key=value,value, such as training.lr=0.1,0.2")
-        axes[key.strip()] = [value_of(part) for part in _split(text)]
+        axes[key.strip()] = [value_of(key.strip(), part) for part in _split(text)]
     count = 1
     for values in axes.values():
         count *= len(values)
@@ -221,12 +242,16 @@ def put(data: dict[str, Any], key: str, value: Any, source: str) -> None:
     data[last] = value
 
 
-def value_of(text: str) -> Any:
-    """A value as TOML has it: 2, 0.5, true, [1, 2] or "a b"; other text is itself."""
+def value_of(key: str, text: str) -> Any:
+    """A value of this key as TOML has it: 2, 0.5, true, [1, 2] or "a b"; for keys that hold text it is the text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+        value = tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
     except tomllib.TOMLDecodeError:
         return text
+    section, _, name = key.partition(".")
+    field = fields_of(fields_of(Config)[section].type).get(name) if section in fields_of(Config) else None
+    holds_text = field is not None and isinstance(field.default, str) and not isinstance(value, dict | list)
+    return text if holds_text and not isinstance(value, str) else value
 
 
 def table() -> list[tuple[str, str, str, str]]:
@@ -261,7 +286,14 @@ def _word(info: Any) -> str:
         return _word(info.type)
     if isinstance(info, msgspec.inspect.LiteralType):
         return ", ".join(str(word) for word in info.values if word)
-    name = {"IntType": "int", "FloatType": "number", "StrType": "text", "DictType": "table", "VarTupleType": "ids"}
+    name = {
+        "IntType": "int",
+        "FloatType": "number",
+        "StrType": "text",
+        "BoolType": "true or false",
+        "DictType": "table",
+        "VarTupleType": "ids",
+    }
     ranges = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
     bounds = [f"{sign} {getattr(info, key):g}" for key, sign in ranges if getattr(info, key, None) is not None]
     return " ".join([name.get(type(info).__name__, "value"), " and ".join(bounds)]).strip()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from byzflow.errors import DataError, SpecError, did_you_mean
-from byzflow.federation.image_files import read_cifar10, read_mnist
+from byzflow.federation.image_files import FASHION_FOLDERS, read_cifar10, read_mnist
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,9 @@ class Split:
 def load(name: str, root: str | Path = "./data", **options: Any) -> Split:
     """The data set of this name.
 
-    "digits" (scikit-learn's 1,797 images of 8 x 8, from the package) and "synthetic" need no files; "mnist" and
-    "cifar10" read theirs below `root`. Options are the keyword arguments of `digits` and `synthetic`.
+    "digits" (scikit-learn's 1,797 images of 8 x 8, from the package) and "synthetic" need no files; "mnist",
+    "fashion_mnist" and "cifar10" read theirs below `root`. Options are the keyword arguments of `digits` and
+    `synthetic`.
 
     Raises SpecError for an unknown name or option, DataError for files that are missing or do not read.
     """
@@ -89,6 +90,11 @@ def mnist(*, root: Path) -> Split:
     return Split(*read_mnist(root), classes=10)
 
 
+def fashion_mnist(*, root: Path) -> Split:
+    """Fashion-MNIST, in four files as MNIST's: (1, 28, 28) each in [0, 1]."""
+    return Split(*read_mnist(root, FASHION_FOLDERS), classes=10)
+
+
 def cifar10(*, root: Path) -> Split:
     """CIFAR-10's binary version: (3, 32, 32) each in [0, 1]."""
     return Split(*read_cifar10(root), classes=10)
@@ -98,5 +104,7 @@ DATASETS: dict[str, Callable[..., Split]] = {
     "digits": digits,
     "synthetic": synthetic,
     "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "fmnist": fashion_mnist,
     "cifar10": cifar10,
 }

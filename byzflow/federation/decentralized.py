@@ -17,7 +17,7 @@ from byzflow.federation.router import MessageRouter
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.envelope import Envelope
 from byzflow.gossip.topology import Topology
-from byzflow.graph import Mailbox, MessageSource, MessageTriggerOp
+from byzflow.graph import Mailbox, Message, MessageSource, MessageTriggerOp
 
 Handler = Callable[[NodeId, Any], Any]
 LOG = logging.getLogger("byzflow.node")
@@ -96,9 +96,10 @@ class DecentralizedNode:
         if not self._running:
             return
         self._running = False
-        for task in self._tasks:
+        others = self._tasks - {asyncio.current_task()}  # a handler may end its own node
+        for task in others:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
         await self.context.shutdown()
         await self.application.shutdown()
 
@@ -202,8 +203,6 @@ class DecentralizedNode:
             task.add_done_callback(working.discard)
 
     async def _put(self, envelope: Envelope) -> None:
-        from byzflow.graph import Message
-
         try:
             self._mailbox.put(Message(envelope.type, envelope.value, str(envelope.sender)))
         except MailboxFull as error:

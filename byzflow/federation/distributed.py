@@ -36,7 +36,7 @@ class ModelOfANode:
     lr: float
 
     @cached_property
-    def vector(self) -> ModelVector:
+    def _vector(self) -> ModelVector:
         """The model as one flat vector. Raises FederationError for a node without one."""
         module = getattr(self, "model", None)
         if not isinstance(module, nn.Module):
@@ -45,15 +45,15 @@ class ModelOfANode:
 
     def get_parameters(self) -> Tensor:
         """(d,): the model as a flat vector; a copy."""
-        return self.vector.get().clone()
+        return self._vector.get().clone()
 
     def set_parameters(self, vector: Tensor) -> None:
         """Make a flat vector (d,) the model."""
-        self.vector.set(vector)
+        self._vector.set(vector)
 
     def digest(self) -> str:
         """SHA-256 of the model; nothing without one."""
-        return self.vector.digest() if isinstance(getattr(self, "model", None), nn.Module) else ""
+        return self._vector.digest() if isinstance(getattr(self, "model", None), nn.Module) else ""
 
     def stepped(self, gradient: Tensor) -> Tensor:
         """(d,): the model after a step of size `lr` along a gradient of its parameters."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -19,6 +17,7 @@ from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.grouping import Grouping
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
+from byzflow.federation.observer import Observer, can
 from byzflow.federation.report import History, RoundReport, Sink
 from byzflow.federation.resources import Resources, plan
 from byzflow.federation.supervision import Supervision, Supervisor
@@ -34,7 +33,7 @@ from byzflow.gossip.effects import NodeId
 from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.pace import Pace
-from byzflow.gossip.performer import Performer, Seat, Told, ask
+from byzflow.gossip.performer import Performer, Seat, ask
 from byzflow.gossip.topology import Source, Topology, topology
 from byzflow.gossip.varying import Varying
 from byzflow.gossip.weights import metropolis_hastings
@@ -42,6 +41,7 @@ from byzflow.gossip.witness import Witness
 from byzflow.graph.subtask import Pool
 from byzflow.operators import Operator
 
+Program = Callable[[Door], Coroutine[Any, Any, None]]
 SERVER = "server"
 GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
 BEHIND = 16  # rounds that a worker of a star may be late before it is lost
@@ -146,7 +146,7 @@ class Federation:
             raise FederationError(f"exchange is 'gradients' or 'updates', got {exchange!r}")
         self.exchange = exchange
         self.server, self.min_nodes, self.patience = server, min_nodes, patience
-        self.evaluate_every, self.compare_digests, self.sinks = evaluate_every, compare_digests, tuple(sinks)
+        self.sinks = tuple(sinks)
         ids = tuple(given)
         plan = Clusters.read(topology) if isinstance(topology, str) else topology
         speakers = [member.id for member in self.members.values() if member.trains()]
@@ -171,15 +171,22 @@ class Federation:
         self._defence, self._f = defence, f
         Defence(defence, f)
         self.pace = Pace(skips=self.centre is None)
-        self._late: dict[int, set[NodeId]] = {}
         self.witness = Witness()
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._performers: dict[NodeId, Performer] = {}
-        self._told: dict[int, list[Told]] = {}
         self._fault: Exception | None = None
         self._mixing: dict[int, Any] = {}
         self._ended = False
         self.supervisor = Supervisor(supervision or Supervision(), self.pace, self.centre is not None)
+        self.observer = Observer(
+            self.members,
+            self.supervisor,
+            self.pace,
+            self.history,
+            self._grouping,
+            evaluate_every,
+            compare_digests and self.centre is not None,
+        )
         if checkpoint_every < 1 or (resume and checkpoint is None):
             raise FederationError(
                 f"checkpoint_every must be >= 1, got {checkpoint_every}"
@@ -248,13 +255,12 @@ class Federation:
         async def parameters(node: Any) -> Any:
             return await ask(node, "get_parameters", limit=self.supervisor.policy.call_timeout)
 
-        if not _can(member.node, "get_parameters"):
+        if not can(member.node, "get_parameters"):
             return None
-        try:
-            async with asyncio.timeout(timeout):
-                return await self.supervisor.reach(member, parameters, len(self.history) - 1)
-        except (TimeoutError, FederationError):
-            return None
+        asking = asyncio.ensure_future(self.supervisor.reach(member, parameters, len(self.history) - 1))
+        asking.add_done_callback(lambda late: late.cancelled() or late.exception())
+        await asyncio.wait({asking}, timeout=timeout)
+        return asking.result() if asking.done() and asking.exception() is None else None
 
     def _known(self, id: NodeId) -> Member:
         if id not in self.members:
@@ -269,14 +275,14 @@ class Federation:
         """Build the nodes and let their programs begin; needless before `run`."""
         if self._tasks or self._ended:
             return
-        await self.supervisor.build(self.members.values())
-        if self._resume and self._file is not None and checkpoints.exists(self._file):
-            try:
+        try:
+            await self.supervisor.build(self.members.values())
+            if self._resume and self._file is not None and checkpoints.exists(self._file):
                 await resuming.restore(self, await asyncio.to_thread(checkpoints.load, self._file))
-            except BaseException:
-                await self.stop()
-                raise
-        await self._believe(self.members.values())
+            await self._believe(self.members.values())
+        except BaseException:
+            await self.stop()
+            raise
         done = len(self.history)
         await self.supervisor.keep(self.members.values(), done)
         for member in self.members.values():
@@ -292,7 +298,7 @@ class Federation:
         claims = {
             member.id: await self.supervisor.ask(member, "samples", len(self.history) - 1)
             for member in members
-            if member.here and member.id not in self.weights and _can(member.node, "samples")
+            if member.here and member.id not in self.weights and can(member.node, "samples")
         }
         self.weights |= believed(claims, self._sample_cap)
 
@@ -309,7 +315,7 @@ class Federation:
             self.pace,
             defence if member.performer is None else member.performer.defence,
             self.witness,
-            self._hear,
+            self.observer.hear,
             self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
             self.actor_pool,
             self._weights if not self.centre else None,
@@ -334,15 +340,14 @@ class Federation:
             await self._churn.settle()
             await self._checked()
             number, began = len(self.history), time.perf_counter()
-            self._late[number] = set()
+            punctual = self.observer.punctual(number, self._tasks)
             await self.pace.allow(number + 1)
-            await self.pace.finished(number, _Punctual(self._tasks, self._late[number]))
-            if self.centre is None:  # a late peer leaves out what is over; a late worker catches up on every step
-                for late in self._late[number]:
+            await self.pace.finished(number, punctual)
+            for late in self.observer.late(number):
+                if self.centre is None:  # a late peer leaves out what is over; a late worker catches up on every step
                     self.network.mailbox(late).begin(number + 1)
-            del self._late[number]
             await self._checked()
-            report = await self._report(number, time.perf_counter() - began)
+            report = await self.observer.report(number, time.perf_counter() - began)
             await self.supervisor.keep(self.members.values(), number + 1)
             await self._checked()
             self.history.rounds.append(report)
@@ -366,6 +371,8 @@ class Federation:
         if self._fault is not None:
             await self.stop()
             raise self._fault
+        if self._ended:  # by somebody else, in the middle of a round, which then does not count
+            raise Stopped(f"the run was stopped in round {len(self.history) + 1}")
 
     async def add(self, id: NodeId, node: Any, neighbours: Sequence[NodeId] | None = None, role: str = "") -> None:
         """A node more, from the next round on, with the model that the others have, or that its neighbours agree on.
@@ -492,18 +499,6 @@ class Federation:
         defence.sample_weights = self.weights
         return defence
 
-    def _hear(self, told: Told) -> None:
-        """What happened at a node. Who was late for a round is not waited for at its end."""
-        if told.round < len(self.history):
-            if not told.error:
-                return
-            told = replace(told, round=len(self.history))  # a late node's errors count where they can be seen
-        self._told.setdefault(told.round, []).append(told)
-        if told.heard is not None and self._grouping is not None and not told.stage:
-            self._grouping.note(told.heard)
-        if told.heard is not None and told.round in self._late:
-            self._late[told.round] |= set(told.heard.silent)
-
     async def _lose(self, member: Member, why: str) -> None:
         """A node is gone for good; the others go on while they are enough."""
         member.lost = why
@@ -532,74 +527,6 @@ class Federation:
         weights = self._mixing[graph.version]
         return {id: weights.own(id), **weights.of[id]}
 
-    # ------------------------------------------------------------------ the report
-
-    async def _report(self, number: int, seconds: float) -> RoundReport:
-        told = [each for round in sorted(self._told) if round <= number for each in self._told.pop(round)]
-        liars = {member.id for member in self.members.values() if member.byzantine}
-        verdicts = [each.verdict for each in told if each.verdict is not None and each.node not in liars]
-        shares: dict[NodeId, list[float]] = {}
-        for verdict in verdicts:
-            for sender, weight in verdict.weights.items():
-                shares.setdefault(sender, []).append(weight)
-        rejected = {sender: why for verdict in verdicts for sender, why in verdict.rejected.items()}
-        missing = {sender: None for verdict in verdicts for sender in verdict.missing}
-        alive = [member for member in self.members.values() if member.here]
-        there = [member for member in alive if self.pace.at.get(member.id, number + 1) > number]
-        metrics: dict[str, float] = {}
-        if self.evaluate_every and (number + 1) % self.evaluate_every == 0:
-            metrics = await self._evaluate(there, number)
-        digests = await self.digests(number, there) if self.compare_digests and self.centre else {}
-        events, self.supervisor.events = self.supervisor.events, {}
-        return RoundReport(
-            number,
-            seconds,
-            tuple(member.id for member in alive),
-            metrics,
-            {sender: fmean(each) for sender, each in shares.items()},
-            rejected,
-            tuple(missing),
-            {each.node: each.error for each in told if each.error},
-            digests,
-            events,
-            next((verdict.problem for verdict in verdicts if verdict.problem), ""),
-        )
-
-    async def _evaluate(self, alive: Sequence[Member], number: int) -> dict[str, float]:
-        """The median of each metric over the honest nodes that evaluate."""
-        judges = [m for m in alive if not m.byzantine and {"eval", "test"} & set(m.role.split("-"))]
-        asked = (self.supervisor.ask(m, "evaluate", number) for m in judges if _can(m.node, "evaluate"))
-        answers = [answer for answer in await asyncio.gather(*asked) if answer is not None]
-        names = dict.fromkeys(name for answer in answers for name in answer)
-        return {name: median(answer[name] for answer in answers if name in answer) for name in names}
-
-    async def digests(self, number: int, among: Sequence[Member] | None = None) -> dict[str, tuple[NodeId, ...]]:
-        """Which honest nodes have which model after this round."""
-        members = self.members.values() if among is None else among
-        holders = [m for m in members if m.here and not m.byzantine and _can(m.node, "digest")]
-        asked = (self.supervisor.ask(member, "digest", number) for member in holders)
-        found: dict[str, tuple[NodeId, ...]] = {}
-        for member, digest in zip(holders, await asyncio.gather(*asked), strict=True):
-            if digest:
-                found[digest] = (*found.get(digest, ()), member.id)
-        return found
-
-
-class _Punctual(Collection[NodeId]):
-    """Those whom the end of a round waits for: all but the late, of whom there may be more while it is waited."""
-
-    def __init__(self, nodes: Collection[NodeId], late: Collection[NodeId]) -> None:
-        self._nodes, self._late = nodes, late
-
-    def __iter__(self) -> Iterator[NodeId]:
-        return (node for node in self._nodes if node not in self._late)
-
-    def __contains__(self, node: object) -> bool:
-        return node in self._nodes and node not in self._late
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
 
 class _NoModel:
     """The centre of a star that only aggregates."""
@@ -608,11 +535,6 @@ class _NoModel:
         """Nothing to move."""
 
     apply_server_update = apply_server_gradient
-
-
-def _can(node: Any, method: str) -> bool:
-    """If a node, here or on a worker, has this method."""
-    return callable(getattr(node, method, None))
 
 
 def _numbered(nodes: Sequence[Any]) -> dict[NodeId, Any]:

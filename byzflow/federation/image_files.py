@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,19 @@ Images = tuple[Tensor, Tensor, Tensor, Tensor]
 """train_x, train_y, test_x, test_y."""
 MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MNIST_FOLDERS = ("MNIST/raw", "mnist", "MNIST", ".")  # torchvision's first
+FASHION_FOLDERS = ("FashionMNIST/raw", "fashion_mnist", "FashionMNIST", ".")
 CIFAR = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 RECORD = 1 + 3 * 32 * 32  # a label and an image
 LARGEST = 1 << 28  # bytes of one unpacked file, five times MNIST's largest
 
 
-def read_mnist(root: Path) -> Images:
-    """Images (n, 1, 28, 28) in [0, 1] and labels (n,). DataError names what is missing, and where it was looked for."""
-    folders = [root / each for each in MNIST_FOLDERS]
-    folder = next((each for each in folders if _idx_file(each, MNIST[0])), folders[0])
+def read_mnist(root: Path, folders: Sequence[str] = MNIST_FOLDERS) -> Images:
+    """Images (n, 1, 28, 28) in [0, 1] and labels (n,), from the first of the folders below `root` that has them.
+
+    DataError names what is missing, and where it was looked for.
+    """
+    places = [root / each for each in folders]
+    folder = next((each for each in places if _idx_file(each, MNIST[0])), places[0])
     paths = [_idx_file(folder, name) for name in MNIST]
     if missing := [name for name, path in zip(MNIST, paths, strict=True) if path is None]:
         raise DataError(

@@ -27,7 +27,7 @@ def live_view(federation: Federation, rounds: int, title: str) -> RenderableType
     head = Table.grid(padding=(0, 1))
     head.add_row(
         Text(title, "bold"),
-        ProgressBar(rounds, done, width=30),
+        ProgressBar(rounds, done, width=30, complete_style="cyan", finished_style="green"),
         Text(f"round {done}/{rounds}", "cyan"),
         Text(f"{fmean(report.seconds for report in history):.3g} s a round" if done else "", "dim"),
     )
@@ -35,14 +35,14 @@ def live_view(federation: Federation, rounds: int, title: str) -> RenderableType
     for name in dict.fromkeys(name for report in history for name in report.metrics):
         values = history.metric(name)
         curves.add_row(Text(name, "bold"), Text(curve(values), "green"), Text(f"{values[-1]:.4g}"))
-    return Group(head, curves, nodes(federation, history[-1] if done else None))
+    return Group(head, curves, Text(), nodes(federation, history[-1] if done else None))
 
 
 def nodes(federation: Federation, report: RoundReport | None) -> Table:
     """Who is connected, who was rejected or missing and why, and how much each moved the model."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("node", "role", "state", "weight", "rounds refused"):
-        table.add_column(name, justify="right" if name in ("weight", "rounds refused") else "left", no_wrap=True)
+    for name in ("node", "role", "state", "weight", "", "refused"):
+        table.add_column(name, justify="right" if name in ("weight", "refused") else "left", no_wrap=True)
     table.add_column("why", overflow="ellipsis", no_wrap=True)
     told = [(member, *state(member, report)) for member in federation.members.values()]
     told.sort(key=lambda each: each[1] == "connected")  # stable: those with something to tell come first
@@ -54,12 +54,13 @@ def nodes(federation: Federation, report: RoundReport | None) -> Table:
             Text(str(member.id), "red" if member.byzantine else "cyan"),
             Text("Byzantine" if member.byzantine else member.role, "red" if member.byzantine else ""),
             Text(word, STYLES[word]),
-            "" if weight is None else f"{weight:.3f} {bar(weight, top)}",
-            str(refused or ""),
+            "" if weight is None else f"{weight:.3f}",
+            Text("" if weight is None else bar(weight, top), "red" if member.byzantine else "cyan"),
+            f"{refused}x" if refused else "",
             Text(why),
         )
     if len(told) > MOST:
-        table.add_row("...", f"{len(told) - MOST} more", *[""] * 4)
+        table.add_row("...", f"{len(told) - MOST} more", *[""] * 5)
     return table
 
 
@@ -76,7 +77,7 @@ def state(member: Member, report: RoundReport | None) -> tuple[str, str]:
         return "rejected", report.rejected[member.id]
     if report is not None and member.id in report.missing:
         return "missing", "did not speak in time"
-    return "connected", ""
+    return "connected", report.events.get(member.id, "") if report is not None else ""
 
 
 def curve(values: Sequence[float], width: int = WIDTH) -> str:
@@ -95,4 +96,4 @@ def curve(values: Sequence[float], width: int = WIDTH) -> str:
 def bar(value: float, top: float, width: int = 8) -> str:
     """A share of the largest, as a bar of fixed width."""
     share = value / top if top > 0 and math.isfinite(value) else 0.0
-    return ("█" * round(max(0.0, share) * width)).ljust(width)
+    return ("━" * round(max(0.0, share) * width)).ljust(width)

@@ -90,6 +90,9 @@ class HonestNode(Node):
 class ByzantineNode(Node):
     """A participant that sends what it likes. Subclasses say what in `byzantine_gradient`."""
 
+    learner: HonestNode | None = None
+    """An honest node of its own, where it has one, whose state is its state."""
+
     @abstractmethod
     def byzantine_gradient(self, x: Tensor, y: Tensor, honest_grads: Sequence[Tensor] | None = None) -> Tensor:
         """(d,): what it sends, made of its batch and of the honest vectors, where it knows them."""
@@ -124,12 +127,24 @@ class ByzantineNode(Node):
         """(d,): the same in gossip, where the vectors are models after their half steps."""
         return self.lie(honest, place, f)
 
+    def state(self) -> dict[str, Any]:
+        """What it needs to go on: its learner's state."""
+        gives = getattr(self.learner, "state", None)
+        return {} if gives is None else {"learner": gives()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        if (takes := getattr(self.learner, "load_state", None)) is not None:
+            takes(state["learner"])
+
 
 class PoisonedNode(ByzantineNode):
     """A participant that lies with its data alone: what it sends is honest work on batches that are not.
 
     PoisonedNode(LearnerNode(module, (x, label_flip(y, classes=10)), lr=0.1))
     """
+
+    learner: HonestNode
 
     def __init__(self, learner: HonestNode) -> None:
         self.learner = learner
@@ -198,14 +213,13 @@ class AttackNode(ByzantineNode):
         return lie
 
     def state(self) -> dict[str, Any]:
-        """What its learner needs to go on."""
-        gives = getattr(self.learner, "state", None)
-        return {} if gives is None else dict(gives())
+        """What it needs to go on."""
+        return super().state() | {"lies": self._lies}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Its learner takes up what `state` gave."""
-        if (takes := getattr(self.learner, "load_state", None)) is not None:
-            takes(state)
+        """Take up what `state` gave."""
+        super().load_state(state)
+        self._lies = state["lies"]
 
     def apply_server_gradient(self, gradient: Tensor) -> None:
         """Its learner follows, so that what it knows is up to date."""

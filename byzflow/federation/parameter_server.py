@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from byzflow.actors import ActorRef
 from byzflow.custom import Stage, compose
 from byzflow.errors import FederationError
 from byzflow.federation.federation import Federation
-from byzflow.federation.nodes import HonestNode
 from byzflow.federation.report import History, RoundReport
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.performer import ask
@@ -38,7 +38,7 @@ class ParameterServer:
     aggregator : the rule, a spec, one of byzflow's operators or one of your own (`byzflow.custom`).
     pre_aggregator : steps in front of it, one or a list.
     update_byzantines : whether Byzantine nodes are given the aggregate too.
-    f : fills each f that is left open in the specs, and how many workers a round can do without.
+    f : fills each f that is left open in the specs, and how many workers a round can do without; the rule's if None.
     actor_pool : on whose workers the rule is computed; never needed for speed on one host.
     model : the centre's own model, with `apply_server_gradient`; it begins equal to the nodes'.
     begin : "check" that the honest nodes begin with equal models, or "copy" the first one's to the others.
@@ -70,6 +70,7 @@ class ParameterServer:
             raise FederationError(f"begin is 'check' or 'copy', got {begin!r}")
         self._begin, self._checked = begin, False
         rule = compose(pre_aggregator, aggregator, f)
+        f = rule.declared if f is None else f
         self.federation = Federation(
             nodes,
             "star",
@@ -99,9 +100,7 @@ class ParameterServer:
         are then as before, and another round may be tried.
         """
         if not self._checked:
-            if self._begin == "copy":
-                await self._copy_first()
-            await self._check_equal()
+            await self._start()
             self._checked = True
         self._centre.step = None
         report = await self.federation.round()
@@ -110,7 +109,7 @@ class ParameterServer:
         return self._centre.step
 
     async def shutdown(self) -> None:
-        """End the run, and the workers of nodes that are actors. May be called twice."""
+        """End the run, the nodes' pools, and the workers of nodes that are actors. May be called twice."""
         await self.federation.stop()
         await close(member.node for member in self.federation.members.values())
 
@@ -121,6 +120,16 @@ class ParameterServer:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.shutdown()
+
+    async def _start(self) -> None:
+        await self.federation.start()
+        try:
+            if self._begin == "copy":
+                await self._copy_first()
+            await self._check_equal()
+        except BaseException:
+            await self.federation.stop()
+            raise
 
     async def _copy_first(self) -> None:
         nodes = [member.node for member in self.federation.members.values() if not member.byzantine]
@@ -179,7 +188,15 @@ def joined(honest: Nodes, byzantine: Nodes | None) -> tuple[dict[NodeId, Any], t
     return good | bad, tuple(bad)
 
 
-async def close(nodes: Any) -> None:
-    """End the workers of those nodes that are actors."""
-    actors = [node.aclose() for node in nodes if not isinstance(node, HonestNode) and hasattr(node, "aclose")]
-    await asyncio.gather(*actors)
+async def close(nodes: Iterable[Any]) -> None:
+    """End the pools of nodes that have one, and the workers of nodes that are actors."""
+
+    async def each(node: Any) -> None:
+        try:
+            if hasattr(node, "shutdown_distributed"):
+                await ask(node, "shutdown_distributed")
+        finally:
+            if isinstance(node, ActorRef):
+                await node.aclose()
+
+    await asyncio.gather(*map(each, nodes), return_exceptions=True)  # a worker that died has nothing to end

@@ -53,6 +53,7 @@ class PeerToPeer:
         nodes, liars = joined(honest_nodes, byzantine_nodes)
         self.lr = lr
         rule = compose(pre_aggregator, aggregator, f)
+        f = rule.declared if f is None else f
         self.federation = Federation(nodes, topology, rule, f, byzantine=liars, **settings)
 
     @property
@@ -75,7 +76,7 @@ class PeerToPeer:
         return await self.federation.round()
 
     async def shutdown(self) -> None:
-        """End the run, and the workers of nodes that are actors. May be called twice."""
+        """End the run, the nodes' pools, and the workers of nodes that are actors. May be called twice."""
         await self.federation.stop()
         await close(member.node for member in self.federation.members.values())
 

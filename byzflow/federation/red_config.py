@@ -19,6 +19,7 @@ PLAIN = {
     "number_of_epochs": "training.local_epochs",
     "train_batch_size": "training.batch_size",
     "weight_decay": "training.weight_decay",
+    "clustering_period": "clusters.every",
 }
 """Keys that mean the same."""
 NAMES = {
@@ -71,7 +72,9 @@ def translated(data: Mapping[str, Any], source: str, note: Callable[[str], None]
 
 
 def _is_star(data: Mapping[str, Any]) -> bool:
-    return str(data.get("federated_learning_topology", "star")).lower() == "star"
+    schema = str(data.get("federated_learning_schema", "star")).lower()
+    default = "star" if schema.startswith(("star", "traditional")) else "ring"
+    return str(data.get("federated_learning_topology", default)).lower() == "star"
 
 
 def _topology(found: dict[str, Any], value: Any, data: Mapping[str, Any]) -> None:
@@ -108,8 +111,7 @@ def _strategy(found: dict[str, Any], value: Any, data: Mapping[str, Any]) -> Non
 
 
 def _scaling(found: dict[str, Any], value: Any, data: Mapping[str, Any]) -> None:
-    if value:
-        raise SpecError("nodes weigh the same whatever number of samples they claim: set it to false")
+    _put(found, "defence.sample_weights", bool(value))
 
 
 def _optimizer(found: dict[str, Any], value: Any, data: Mapping[str, Any]) -> None:

@@ -180,7 +180,7 @@ class RemotePeer:
             self.network,
             pace,
             Defence(self.setup.rule),
-            tell=self._told.append,
+            tell=lambda told: self._told.append(told),
             patience=self.setup.file.training.patience,
         )
         began = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,11 @@ from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.pace import Pace
 from byzflow.gossip.performer import Performer, Seat, Told
 from byzflow.gossip.tcp_network import TcpNetwork
+from byzflow.memory import ByNode
 
 START = 3.0  # seconds in which others may come once the quorum is there
 ANSWER = 1.0  # seconds in which workers tell their models' digests
+LAST_CALL = 6.0  # seconds in which they may come, to a server that finds all rounds done
 ENDING = 2.0  # seconds in which they go when they are told to
 
 
@@ -50,6 +52,7 @@ class RemoteServer:
         self.centre = Centre(
             setup.module(), training.learning_rate, training.momentum, test=setup.split, after=self._stepped
         )
+        self.defence = Defence(setup.rule)
         self.next = self._resumed()
         """The round that the model is the beginning of."""
         self._turn = self.next
@@ -86,7 +89,7 @@ class RemoteServer:
             self.shared,
             self.network,
             self.pace,
-            Defence(setup.rule),
+            self.defence,
             tell=lambda told: self._told.append(told),
             patience=training.patience,
         )
@@ -96,6 +99,7 @@ class RemoteServer:
         self._own: dict[int, str] = {}
         self._sent_again: dict[NodeId, int] = {}
         self._quiet: set[NodeId] = set()
+        self._over = False
 
     # ------------------------------------------------------------------ the run
 
@@ -111,6 +115,9 @@ class RemoteServer:
                 if self.next < self.rounds:
                     await self._gathered()
                     program = asyncio.create_task(drive(programs.server(self.door), self._perform))
+                else:  # it ended before its workers were told
+                    everybody = len(self.setup.members)
+                    await self.presence.until(lambda: len(self.network.lines) == everybody, LAST_CALL)
                 for number in range(self.next, self.rounds):
                     await self._round(number, program)
                     self._forget(number)
@@ -152,6 +159,7 @@ class RemoteServer:
 
     async def _ended(self, program: asyncio.Task[None] | None) -> None:
         """Tell all to stop after the last step that was sent, and let them go."""
+        self._over = True
         await self.pace.stop()
         if program is not None:
             self.network.mailbox(SERVER).stop()
@@ -181,6 +189,8 @@ class RemoteServer:
         self._quiet.discard(node)
         self.presence.came(node)
         self._init(node)
+        if self._over:
+            self.network.post([node], "stop", None, self.next)
 
     def _left(self, node: NodeId, why: str) -> None:
         self.presence.went(node, why)
@@ -269,7 +279,8 @@ class RemoteServer:
         if keep is None or (done % keep.every and done != self.rounds):
             return
         terms = self.setup.contract
-        checkpoint.save(keep.path, {**self.centre.state(), "run": terms.run, "schema": terms.schema, "round": done})
+        about: dict[str, checkpoint.Value] = {"run": terms.run, "schema": terms.schema, "round": done}
+        checkpoint.save(keep.path, {**self.centre.state(), **about, "memory": _packed(self.defence.state)})
 
     def _resumed(self) -> int:
         """The round that the checkpoint goes on with; 0 without one. FederationError if it is of another run."""
@@ -284,5 +295,24 @@ class RemoteServer:
                 "to false"
             )
         self.centre.load_state(state)
+        self.defence.state = _unpacked(state["memory"])
         self.say(f"resumed from {keep.path}: {found} rounds are done")
         return found
+
+
+def _packed(memory: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rule remembers, for a checkpoint, whose mappings have words for keys."""
+    return {
+        name: {"nodes": {str(node): each for node, each in value.items() if each is not None}}
+        if isinstance(value, ByNode)
+        else {"all": value}
+        for name, value in memory.items()
+        if value is not None
+    }
+
+
+def _unpacked(packed: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: ByNode({int(node): each for node, each in value["nodes"].items()}) if "nodes" in value else value["all"]
+        for name, value in packed.items()
+    }

@@ -104,9 +104,11 @@ class RemoteWorker:
             self._patience.cancel()
 
     def _left(self, node: NodeId, why: str) -> None:
+        if self._stopping is not None:
+            return  # it takes the last steps, and needs nobody for them
         if self._session is not None:
             self._session.cancel()
-        if self._stopping is None and self._over is not None and not self._over.done():
+        if self._over is not None and not self._over.done():
             self.say(f"the server is gone: {why}")
             self._wait_for_link()
 
@@ -130,6 +132,8 @@ class RemoteWorker:
     def _init_came(self, envelope: Envelope) -> None:
         """Go on from the server's model, and from its round."""
         assert envelope.round is not None
+        if self._stopping is not None:
+            return
         previous, self._asked = self._session, False
         if previous is not None:
             previous.cancel()

@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import Any, Literal, get_args
+from typing import Any
 
 from byzflow.errors import FederationError
 
-Split = Literal["uniform", "random"]
-Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+SPLITS = ("uniform", "random")
+STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 UNITS = 10_000  # of a CPU or GPU; Ray counts as finely
 
 
@@ -33,7 +33,7 @@ class Resources:
     gpus: int
     broker: float
     bundles: tuple[Bundle, ...]
-    strategy: Strategy = "PACK"
+    strategy: str = "PACK"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -49,8 +49,8 @@ def plan(
     num_nodes: int,
     cpus: float | None = None,
     gpus: int | None = None,
-    split: Split = "uniform",
-    strategy: Strategy = "PACK",
+    split: str = "uniform",
+    strategy: str = "PACK",
     *,
     cpus_per_node: float | None = None,
     gpus_per_node: float | None = None,
@@ -73,9 +73,9 @@ def plan(
     gpus = _gpus_here() if gpus is None else gpus
     if num_nodes < 1 or not 0 < cpus < float("inf") or gpus < 0:
         raise FederationError(f"a plan needs num_nodes >= 1, cpus > 0, gpus >= 0, got {num_nodes}, {cpus:g}, {gpus}")
-    for name, value, kind in (("split", split, Split), ("strategy", strategy, Strategy)):
-        if value not in get_args(kind):
-            raise FederationError(f"{name} is {' or '.join(map(repr, get_args(kind)))}, got {value!r}")
+    for name, value, known in (("split", split, SPLITS), ("strategy", strategy, STRATEGIES)):
+        if value not in known:
+            raise FederationError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}")
     broker = int(min(2.0, cpus / 10) * UNITS)
     rest = int(cpus * UNITS) - broker
     shares = _cpu_shares(num_nodes, rest, split, cpus_per_node, seed, cpus, broker)
@@ -85,7 +85,7 @@ def plan(
 
 
 def _cpu_shares(
-    n: int, rest: int, split: Split, each: float | None, seed: int, cpus: float, broker: int
+    n: int, rest: int, split: str, each: float | None, seed: int, cpus: float, broker: int
 ) -> Sequence[int]:
     """Units of CPU by node."""
     if each is not None:

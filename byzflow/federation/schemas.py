@@ -15,7 +15,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from byzflow.errors import PluginError, SpecError, UnknownOperator
 from byzflow.federation.build import at, build
@@ -47,6 +47,12 @@ class Schemas:
 
     def __init__(self, plugins: Callable[[], Iterable[Schema]] = tuple) -> None:
         self._plugins, self._known, self._asked = plugins, dict[str, Schema](), False
+
+    @overload
+    def register(self, name: str, make: Make, *, aliases: tuple[str, ...] = ()) -> Make: ...
+
+    @overload
+    def register(self, name: str, make: None = None, *, aliases: tuple[str, ...] = ()) -> Callable[[Make], Make]: ...
 
     def register(self, name: str, make: Make | None = None, *, aliases: tuple[str, ...] = ()) -> Any:
         """Add a schema; without a function, a decorator. PluginError for a name that another one has."""
@@ -132,10 +138,8 @@ def k_regular(config: Config) -> Federation:
 
 @schema.register("cluster", aliases=("ClusterFederatedLearning",))
 def cluster(config: Config) -> Federation:
-    """Two groups, full inside, with a few links between them, unless the topology says which."""
-    half = config.nodes.count // 2
-    default = f"clusters(sizes={config.nodes.count - half}+{half}, links={max(1, half // 2)})"
-    return build(config, _graph(config, default, ("clusters", "two_worlds")))
+    """Groups that mix inside each round, and by their heads now and then; or a graph of groups with links."""
+    return build(config, _graph(config, "cluster", ("cluster", "clusters", "two_worlds")))
 
 
 @schema.register("custom", aliases=("DecentralizedFederatedLearning", "CustomFederatedLearning"))

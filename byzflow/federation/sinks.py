@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+import msgspec
 
 from byzflow.errors import SpecError
 from byzflow.federation.federation import Federation
@@ -48,14 +49,17 @@ class CsvFile:
 
 
 class JsonLines:
-    """The whole report of each round as a line of JSON, weights and reasons included; SpecError as `CsvFile`."""
+    """The whole report of each round as a line of JSON, weights and reasons included; NaN and Inf are null.
+
+    Raises SpecError as `CsvFile`.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._file = _opened(path)
 
     def __call__(self, report: RoundReport) -> None:
         """Write it, so that it is there if the next round fails."""
-        self._file.write(json.dumps(report.as_dict(), allow_nan=True) + "\n")
+        self._file.write(msgspec.json.encode(report.as_dict()).decode() + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,11 @@ class Supervisor:
         self._deaths: dict[NodeId, tuple[int, int]] = {}
         self._watching: dict[NodeId, asyncio.Task[None]] = {}
         self._burials: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     # ------------------------------------------------------------------ birth and death
 
-    async def build(self, members: Iterable[Member]) -> None:
+    async def build(self, members: Collection[Member]) -> None:
         """Make the nodes of all members that are only described. If one fails none stays, and its error is raised."""
         free = asyncio.Semaphore(TOGETHER)
 
@@ -77,10 +78,9 @@ class Supervisor:
                     member.node = await member.virtual.build()
 
         outcomes = await asyncio.gather(*map(build, members), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                await self.close(members)
-                raise outcome
+        if failed := [each for each in outcomes if isinstance(each, BaseException)]:
+            await asyncio.gather(*(member.virtual.aclose() for member in members if member.virtual is not None))
+            raise failed[0]
 
     async def attend(self, member: Member, life: Coroutine[Any, Any, Any]) -> None:
         """Let a node's program run to its end. Raises what it raises, and WorkerDied when `died` was told meanwhile."""
@@ -94,7 +94,7 @@ class Supervisor:
 
     def died(self, member: Member, node: Any, why: str) -> None:
         """The worker of a member's `node` is dead, or counts so. Nothing happens if another took its place already."""
-        if member.node is not node or member.died or not member.here:
+        if member.node is not node or member.died or not member.here or self._closed:
             return
         member.died = why
         member.ready.clear()
@@ -117,9 +117,7 @@ class Supervisor:
             assert member.virtual is not None
             member.restarts += 1
             try:
-                async with asyncio.timeout(self.policy.start_timeout):
-                    node = await member.virtual.build()
-                    ready = await self._restore(member, node)
+                node, ready = await self._again(member)
             except (ActorError, TimeoutError) as error:
                 why = f"{why}; then {one_line(error)}"
                 continue
@@ -128,6 +126,25 @@ class Supervisor:
             self.settle(member, node)
             self.events[member.id] = f"restarted ({member.restarts} of {self.policy.max_restarts}): {why}"
             return ready
+
+    async def _again(self, member: Member) -> tuple[Any, bool]:
+        """A new node with its state, and if it goes on in its round. Raises TimeoutError if this takes too long."""
+
+        async def make() -> tuple[Any, bool]:
+            assert member.virtual is not None
+            node = await member.virtual.build()
+            return node, await self._restore(member, node)
+
+        making = asyncio.ensure_future(make())
+        try:  # not by cancelling it: who waits for a worker's answer cannot be interrupted
+            await asyncio.wait({making}, timeout=self.policy.start_timeout)
+        finally:
+            if not making.done():
+                making.add_done_callback(lambda late: late.cancelled() or late.exception())
+                making.cancel()
+        if making.cancelled() or not making.done():
+            raise TimeoutError(f"no new worker came up within {self.policy.start_timeout:g} s")
+        return making.result()
 
     def settle(self, member: Member, node: Any) -> None:
         """This is the member's node from now on."""
@@ -138,8 +155,11 @@ class Supervisor:
         member.ready.set()
         self.watch(member)
 
-    async def close(self, members: Iterable[Member]) -> None:
+    async def close(self, members: Collection[Member]) -> None:
         """End the watch and all nodes that were built here."""
+        self._closed = True
+        for member in members:
+            member.ready.set()
         for watching in self._watching.values():
             watching.cancel()
         await asyncio.gather(*self._watching.values(), return_exceptions=True)
@@ -168,7 +188,7 @@ class Supervisor:
 
     async def reach(self, member: Member, call: Callable[[Any], Coroutine[Any, Any, Any]], round: int) -> Any:
         """What `call` makes of the member's node; see `ask`."""
-        while member.here:
+        while member.here and not self._closed:
             node = member.node
             try:
                 return await call(node)

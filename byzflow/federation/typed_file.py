@@ -42,16 +42,22 @@ def read(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def typed(data: Mapping[str, Any], kind: type[T], source: str) -> T:
+def typed(data: Mapping[str, Any], kind: type[T], source: str | Path) -> T:
     """The data as a struct of this kind. Raises SpecError: `source`, path, what it must be, its value."""
     for keys, known in _unknown(data, kind):
-        raise SpecError(f"{source}: {shown(keys)}: unknown key; {did_you_mean(str(keys[-1]), known)}")
+        raise fault(source, keys, f"unknown key; {did_you_mean(str(keys[-1]), known)}")
     try:
         return msgspec.convert(data, kind, str_keys=True)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `")
         keys = _keys(where.rstrip("`"))
-        raise SpecError(f"{source}: {shown(keys)}: {_told(what, _at(data, keys), kind, keys)}") from None
+        raise fault(source, keys, _told(what, _at(data, keys), kind, keys)) from None
+
+
+def fault(source: str | Path, keys: Sequence[Key], what: str) -> SpecError:
+    """What is wrong with a key; with its line, if the source is the Path of a YAML file."""
+    line = _line(source, keys) if isinstance(source, Path) and source.suffix.lower() in (".yaml", ".yml") else 0
+    return SpecError(f"{source}{f', line {line}' if line else ''}: {shown(keys)}: {what}")
 
 
 def shown(keys: Sequence[Key]) -> str:
@@ -78,13 +84,34 @@ def _yaml(text: str, path: Path) -> Any:
     try:
         import yaml  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
-        raise SpecError(f"{path} is YAML, which needs PyYAML: pip install pyyaml; TOML works without it") from None
+        raise SpecError(f"{path} is YAML, which needs PyYAML: pip install pyyaml; JSON works without it") from None
     try:
         return yaml.safe_load(text)
+    except ValueError as error:  # such as a date that is none
+        raise SpecError(f"{path}: not YAML that can be read: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         raise SpecError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or type(error).__name__}") from None
+
+
+def _line(path: Path, keys: Sequence[Key]) -> int:
+    """Of the last of the keys that is there, from 1; 0 if none is."""
+    import yaml
+
+    node, line = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), 0
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [(name, value) for name, value in node.value if name.value == str(key)]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
 
 
 def _json(text: str, path: Path) -> Any:
@@ -141,8 +168,8 @@ def _told(what: str, value: Any, kind: Any, keys: Sequence[Key]) -> str:
 
 
 def _choices(kind: Any, keys: Sequence[Key]) -> list[str]:
-    for key in keys:
-        field = fields_of(kind).get(str(key))
+    for key in (each for each in keys if isinstance(each, str)):
+        field = fields_of(kind).get(key)
         kind = None if field is None else field.type
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]

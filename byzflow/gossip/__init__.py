@@ -15,6 +15,9 @@ performer  performs its effects
 mailbox    what a node was sent: bounded, checked, by type and round
 envelope   a message between nodes
 network    how it gets there, in one process
+contract   what nodes on a network agree on, and how a message is checked
+tcp_network  a network for one node, over links
+deadline   how long to wait for who is late
 pace       which rounds may run
 defence    the robust rule of one node
 witness    what an omniscient attacker sees

@@ -98,7 +98,7 @@ class LocalNetwork:
             )
 
     def deliver(self, receiver: NodeId, envelope: Envelope) -> bool:
-        """Put it into the mailbox, where it is checked again: a Byzantine sender skips its own. If it was kept."""
+        """Put it into the mailbox, which checks again: a Byzantine sender skips its own check. True if it was kept."""
         self.traffic.sent += 1
         kept = self.mailbox(receiver).put(envelope)
         if kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from byzflow.actors.hub import HANDSHAKE, Hub, OnTrouble
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
 from byzflow.actors.socket_link import SocketLink
-from byzflow.errors import ActorError, FederationError, LinkClosed, WireError
+from byzflow.errors import ActorError, FederationError, LinkClosed, MailboxFull, Stopped, WireError
 from byzflow.gossip.contract import BUSY, REGISTERED, Check, Contract
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.envelope import Envelope
@@ -187,6 +188,16 @@ class TcpNetwork:
             if receiver in self.lines:
                 self.lines[receiver].push(frame)
 
+    async def room(self, sender: NodeId, receiver: NodeId, timeout: float | None = None) -> None:
+        """Until the link takes one more message. Raises MailboxFull after `timeout` seconds."""
+        line = self.lines.get(receiver)
+        try:
+            async with asyncio.timeout(timeout):
+                while line is not None and line.waiting.full() and line.link.open:
+                    await line.waiting.join()
+        except TimeoutError:
+            raise MailboxFull(f"{receiver} took nothing within {timeout:g} s") from None
+
     async def flush(self, seconds: float) -> None:
         """Until all that waits was sent, or the time is over."""
         joins = [asyncio.ensure_future(line.waiting.join()) for line in self.lines.values()]
@@ -263,6 +274,8 @@ class TcpNetwork:
                     line.push(frame)
             while True:
                 self._hear(node, line, await link.recv())
+                with suppress(Stopped):  # the links outlive the node's program
+                    await self._mailbox.room(node)  # what is not taken waits at its sender
         except LinkClosed as error:
             why = str(error)
             raise

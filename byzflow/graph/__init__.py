@@ -1,5 +1,6 @@
 """Computation graphs: steps that depend on each other, and what starts each the moment its inputs are there.
 
+calls        what a call may raise across threads
 subtask      a unit of work for a worker, and the fan-out of many
 operator     a step: computes here, or fans subtasks out over a pool
 nodes        inputs, nodes, and the graph of them

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from byzflow.errors import GraphError
+from byzflow.graph.calls import called
 from byzflow.graph.subtask import Pool, SubTask, fan_out
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ async def outcome(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """fn(...): awaited if it is a coroutine, else run in a thread, which a cancelled caller waits for."""
     if inspect.iscoroutinefunction(fn):
         return await fn(*args, **kwargs)
-    running = asyncio.ensure_future(asyncio.to_thread(fn, *args, **kwargs))
+    running = asyncio.ensure_future(asyncio.to_thread(called, fn, *args, **kwargs))
     try:
         result = await asyncio.shield(running)
     except asyncio.CancelledError:

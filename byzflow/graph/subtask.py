@@ -13,8 +13,8 @@ class SubTask:
     """A call for one worker.
 
     `affinity` names a capability ("cpu", "gpu") or a worker; the call goes there if one is free, and with
-    `require` nowhere else. A worker that dies during the call costs one of `max_retries`: allow them only for
-    functions that may run twice.
+    `require` nowhere else. A worker that dies during the call, or has not answered within `timeout` seconds and is
+    ended for that, costs one of `max_retries`: allow them only for functions that may run twice.
     """
 
     fn: Callable[..., Any]
@@ -24,6 +24,7 @@ class SubTask:
     affinity: str | None = None
     require: bool = False
     max_retries: int = 0
+    timeout: float | None = None
 
     @property
     def label(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from byzflow.actors.link import Frame, Link, MemoryLink
 from byzflow.actors.objects import dumps, loads
-from byzflow.actors.remote import LinkBackend, serve
+from byzflow.actors.remote import LinkBackend, Worker, serve
 from byzflow.errors import ActorError, LinkClosed
 
 OPTIONS = {"num_cpus", "num_gpus", "resources", "max_restarts", "placement_group", "bundle", "address"}
@@ -91,12 +91,12 @@ class Place:
     async def ready(self) -> None:
         """Begin to serve."""
         self._link, inside = MemoryLink.pair(limit=0)
-        self._serving = asyncio.create_task(serve(inside, self._name))
+        self._serving = asyncio.create_task(serve(inside, Worker(self._name)))
 
     async def put(self, head: bytes, buffers: list[Any]) -> None:
         """A frame from the owner."""
         assert self._link is not None
-        await self._link.send(Frame(*loads(head, [memoryview(each) for each in buffers])))
+        await self._link.send(loads(head, [memoryview(each) for each in buffers]))
 
     async def take(self) -> tuple[bytes, list[Any]]:
         """The next frame for the owner."""
@@ -122,7 +122,7 @@ class RayLink(Link):
         """The next frame of the actor's."""
         head, buffers = await self._call("take")
         self.stats.frames_in += 1
-        return Frame(*loads(head, [memoryview(each) for each in buffers]))
+        return loads(head, [memoryview(each) for each in buffers])
 
     async def close(self) -> None:
         """End this side; the backend ends the actor."""
@@ -155,5 +155,5 @@ def packed(frame: Frame) -> tuple[bytes, list[Any]]:
     """A frame as bytes and numpy arrays."""
     import numpy as np
 
-    head, buffers = dumps((frame.kind, frame.number, frame.body))
+    head, buffers = dumps(frame)
     return head, [np.frombuffer(each, np.uint8) for each in buffers]

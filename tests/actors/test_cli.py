@@ -75,6 +75,7 @@ def test_two_sides_meet_by_their_keys(tmp_path: Path) -> None:
         (("actor-server", "--listen", "tcp://0.0.0.0:0"), "is not this host: give keys=DIR"),
         (("actor-server", "--listen", "7000"), "is no address; write tcp://host:7000"),
         (("actor-server", "--keys", "nowhere"), "holds no own.key and own.crt"),
+        (("actor-server", "--ucx"), "trusted_fabric=True says that nobody else is on its network"),
         (("keys", "new", "a b"), "is no name"),
         (("keys", "trust", "x", "nothing.crt"), "is no certificate"),
     ],

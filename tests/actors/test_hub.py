@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from byzflow.actors import socket_link
 from byzflow.actors.hello import Hello
 from byzflow.actors.hub import Hub, pauses
 from byzflow.actors.keys import Keys
@@ -264,6 +265,45 @@ def test_scores_are_bounded(folders: dict[str, Path]) -> None:
             link._transport.write(b"GET / HTTP/1.1\r\n\r\n")
             await until(lambda: not hub.links)
             assert hub.score("one") == 90
+
+    asyncio.run(main())
+
+
+def test_a_link_that_ends_within_a_frame_costs_what_a_dead_link_does(folders: dict[str, Path]) -> None:
+    async def main() -> None:
+        seen = Seen()
+        async with Hub(HERE, seen, keys=folders["server"]) as hub, Hub(keys=folders["one"]) as other:
+            for k in range(2):
+                link = await other.dial(hub.url, f"{k}")
+                await until(lambda k=k: f"{k}" in seen.links)
+                before = hub.score("one")
+                assert link._transport is not None
+                link._transport.write(whole(Frame("x", 1, list(range(100))))[:50])
+                link._transport.close()
+                await until(lambda: not hub.links)
+                assert hub.score("one") == before - 5
+            await until(lambda: hub.refused == {"one": {"the connection ended within a frame": 2}})
+
+    asyncio.run(main())
+
+
+def test_a_side_that_was_held_up_itself_does_not_hold_it_against_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket_link, "BEAT", 0.1)
+    monkeypatch.setattr(socket_link, "DEAD", 0.4)
+
+    async def main() -> None:
+        async with Hub(HERE, Seen()) as hub, Hub() as other:
+            link = await other.dial(hub.url)
+            for _ in range(3):
+                time.sleep(0.8)  # the event loop of both
+                await asyncio.sleep(0.3)
+            assert link.open
+            assert hub.links
+            assert link._watch is not None
+            link._watch.cancel()  # no more signs of life: that is noticed as ever
+            await until(lambda: not hub.links)
+            await until(lambda: hub.refused)
+            assert list(hub.refused.values()) == [{"silent": 1}]
 
     asyncio.run(main())
 

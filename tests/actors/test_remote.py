@@ -9,7 +9,7 @@ import pytest
 
 from byzflow.actors.conformance import CHECKS, _checked, echo
 from byzflow.actors.link import Frame, Link, MemoryLink
-from byzflow.actors.remote import LinkBackend, serve
+from byzflow.actors.remote import LinkBackend, Worker, serve
 from byzflow.actors.rpc import Rpc
 from byzflow.errors import ActorError, LinkClosed, NotEnoughSenders, RemoteError, WorkerDied, restored, told
 
@@ -23,7 +23,7 @@ class Queued(LinkBackend):
 
     async def connect(self, name: str) -> Link:
         self.here, there = MemoryLink.pair()
-        self.serving = asyncio.create_task(serve(there, name))
+        self.serving = asyncio.create_task(serve(there, Worker(name)))
         return self.here
 
 
@@ -73,10 +73,52 @@ def test_a_flood_of_requests_is_refused_not_kept() -> None:
     asyncio.run(main())
 
 
+def test_a_request_that_is_cancelled_at_once_is_answered() -> None:
+    """Before its task had made a step, or before it had gone out: who had asked waited for ever."""
+
+    async def main() -> None:
+        here, there = MemoryLink.pair(limit=2)
+        serving = asyncio.create_task(serve(there, Worker("w")))
+        await here.send(Frame("receive", 7, ["never", None]))
+        await here.send(Frame("cancel", 7))
+        answer = await asyncio.wait_for(here.recv(), 5)
+        assert (answer.kind, answer.number) == ("error", 7)
+        await here.close()
+        await serving
+
+        full, _ = MemoryLink.pair(limit=1)
+        client = Rpc(full, lambda kind, arguments: asyncio.sleep(0))
+        asked = [asyncio.create_task(client.request("x")) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        asked[1].cancel()  # it waits for room in the link
+        await asyncio.wait(asked[1:], timeout=5)
+        assert asked[1].cancelled()
+        await client.close()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_two_requests_of_one_number_end_the_link() -> None:
+    """The second hid the first, so that a peer could have any number of them in work."""
+
+    async def main() -> None:
+        here, there = MemoryLink.pair()
+        serving = asyncio.create_task(serve(there, Worker("w")))
+        for _ in range(2):
+            await here.send(Frame("receive", 7, ["never", None]))
+        with pytest.raises(LinkClosed):
+            await asyncio.wait_for(here.recv(), 5)
+        await serving
+        assert sum(there.stats.refused.values()) == 1
+
+    asyncio.run(main())
+
+
 def test_answers_to_nothing_and_unknown_requests_do_no_harm() -> None:
     async def main() -> None:
         here, there = MemoryLink.pair()
-        serving = asyncio.create_task(serve(there, "w"))
+        serving = asyncio.create_task(serve(there, Worker("w")))
         await here.send(Frame("result", 77, None))
         await here.send(Frame("cancel", 78))
         for body in ([], [1, 2], ["x"] * 9):

@@ -20,14 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byzflow.actors import ActorPool, ActorPoolConfig, SubTask, resolve, spawn
-from byzflow.actors.conformance import CHECKS, NAMED, Account, _checked, echo
+from byzflow.actors.conformance import CHECKS, Account, _checked, echo
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
 from byzflow.actors.tcp import ActorServer, TcpBackend
-from byzflow.actors.wire import PREFIX, Header, Limits, decode, encode, lengths, pieces, read_header
+from byzflow.actors.wire import PREFIX, Header, Limits
 from byzflow.errors import ActorError, KeyFault, WireError, WorkerDied
-
-ALLOW = {f"byzflow.actors.conformance:{name}": each for name, each in NAMED.items()}
+from tests.campaigns import fuzz
+from tests.campaigns.frames import parsed, raw, whole
+from tests.campaigns.fuzz import ALLOW
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +167,6 @@ values = st.recursive(
 )  # fmt: skip
 
 
-def whole(frame: Frame, sequence: int = 0, limits: Limits = Limits()) -> bytes:  # noqa: B008
-    head, bodies, offsets = encode(frame, sequence, limits)
-    return head + b"".join(pieces(bodies, offsets, PREFIX.unpack(head[: PREFIX.size])[2]))
-
-
-def parsed(data: bytes, limits: Limits = Limits()) -> Frame:  # noqa: B008
-    size, body = lengths(data[: PREFIX.size], limits)
-    at = PREFIX.size + size
-    header = read_header(data[PREFIX.size : at], body, limits)
-    return decode(header, np.frombuffer(bytearray(data[at : at + body].ljust(body, b"\0")), np.uint8))
-
-
 @given(values, st.text(max_size=20), st.integers(0, 2**63))
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 def test_values_come_back(value: Any, kind: str, number: int) -> None:
@@ -196,11 +185,6 @@ def test_what_cannot_cross_is_refused_at_home() -> None:
         whole(Frame("x", 1, "a" * 100_000))
     with pytest.raises(WireError, match="arrays; the limit is 4096"):
         whole(Frame("x", 1, [np.zeros(1, np.int8)] * 5000), limits=Limits(header=1 << 20))
-
-
-def raw(header: Any, body: int = 0) -> bytes:
-    text = header if isinstance(header, bytes) else msgspec.msgpack.encode(header)
-    return PREFIX.pack(b"bzf1", len(text), body) + text
 
 
 HOSTILE: dict[str, Callable[[], bytes]] = {
@@ -259,38 +243,25 @@ def test_a_worker_that_asks_for_more_than_to_send_is_refused() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("count", [20_000])
-def test_fuzzed_frames_are_read_or_refused(count: int) -> None:
-    """Valid frames with bytes changed, cut or repeated: WireError or a frame, nothing else."""
-    random_bytes = random.Random(0)
-    seeds = [
-        whole(Frame("call", 7, ["m:f", [1, 2.5, "x", torch.ones(3)], {"a": np.arange(4)}])),
-        whole(Frame("hello", 1, ["0.1.0", "name"])),
-        whole(Frame("result", 3, {"a": (1, [2, (3,)]), "b": b"123"})),
-    ]
-    outcomes = {"read": 0, "refused": 0}
-    for _ in range(count):
-        data = bytearray(random_bytes.choice(seeds))
-        for _ in range(random_bytes.randint(1, 4)):
-            at = random_bytes.randrange(len(data))
-            match random_bytes.randrange(4):
-                case 0:
-                    data[at] = random_bytes.randrange(256)
-                case 1:
-                    del data[at : at + random_bytes.randint(1, 8)]
-                case 2:
-                    data[at:at] = random_bytes.randbytes(random_bytes.randint(1, 8))
-                case 3:
-                    data[at:at] = data[at : at + random_bytes.randint(1, 16)]
-            if not data:
-                data = bytearray(b"\0")
-        try:
-            parsed(bytes(data.ljust(PREFIX.size, b"\0")), Limits(body=1 << 20))
-            outcomes["read"] += 1
-        except WireError:
-            outcomes["refused"] += 1
-    assert outcomes["refused"] > count // 4
-    assert outcomes["read"] > 0
+def test_fuzzed_frames_are_read_or_refused() -> None:
+    outcome = fuzz.at_the_parser(20_000, random.Random(0))
+    assert not outcome.faults
+    assert outcome.refused.total() > 10_000
+    assert outcome.read.total() > 1_000
+    assert outcome.median < fuzz.MEDIAN
+
+
+def test_a_fuzzed_server_refuses_each_bad_connection_once_and_serves_the_honest() -> None:
+    outcome = asyncio.run(fuzz.at_a_server(400, random.Random(0)))
+    assert not outcome.faults
+    assert outcome.refused.total() > 200
+    assert outcome.honest > 10
+
+
+def test_wrong_keys_and_none_are_refused_and_counted() -> None:
+    outcome = asyncio.run(fuzz.without_a_right_key(20))
+    assert not outcome.faults
+    assert outcome.honest == 20
 
 
 def test_keys_are_private_and_named(folders: dict[str, Path], tmp_path: Path) -> None:

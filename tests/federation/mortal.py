@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,11 @@ class Mortal(HonestNode):
 
 def children() -> set[int]:
     """The processes that this one started and that are not yet gone."""
-    return {
-        int(child) for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
-    }
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that just ended
+            found |= set(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def descriptors() -> int:

@@ -1,10 +1,16 @@
-"""Runs of servers and workers for tests: in one event loop, over real links on this host."""
+"""Runs of nodes for tests: in one event loop over real links on this host, or in processes of their own."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import socket
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,15 @@ from byzflow.federation.nodes_file import NodesFile
 from byzflow.federation.remote_server import RemoteServer
 from byzflow.federation.remote_worker import Outcome, RemoteWorker
 from byzflow.federation.report import RoundReport
+
+ROOT = Path(__file__).parents[2]
+NODE = [sys.executable, str(ROOT / "examples" / "remote_tcp" / "ps_node.py")]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    "PYTHON": sys.executable,
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def free_port() -> int:
@@ -55,3 +70,36 @@ async def star(plain: dict[str, Any], workers: Sequence[int] | None = None) -> t
 def equal(report: RoundReport) -> bool:
     """If all who told their model's digest had the same."""
     return len(report.digests) == 1
+
+
+def write(plain: dict[str, Any], path: Path) -> Path:
+    """A file of nodes, as JSON."""
+    path.write_text(json.dumps(plain))
+    return path
+
+
+@contextmanager
+def process(*arguments: Any) -> Iterator[subprocess.Popen[str]]:
+    """A node in a process of its own, killed in the end."""
+    command = [*NODE, *map(str, arguments)]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def rounds_in(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file that are whole."""
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def until(true: Any, seconds: float = 60.0) -> None:
+    """Wait for it."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)

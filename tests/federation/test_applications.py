@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -221,3 +222,19 @@ def test_buffers_follow_their_policy() -> None:
     assert len(Normed().get_parameters()) == 8 + 4 + 4
     assert len(Local().get_parameters()) == 8 + 4
     assert Normed().stepped(torch.ones(12))[12:].equal(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+
+
+def test_a_run_ends_the_pools_of_its_nodes() -> None:
+    def threads() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("byzflow-")}
+
+    async def main() -> None:
+        nodes: list[Any] = [Small(0, actor_pool=POOL), Small(1, actor_pool=POOL)]
+        server = ParameterServer(nodes, [SmallLiar("ipm")])
+        await server.round()
+        assert threads() > before
+        await server.shutdown()
+
+    before = threads()
+    asyncio.run(main())
+    assert threads() == before

@@ -16,7 +16,7 @@ from byzflow.federation.datasets import load as load_data
 from byzflow.federation.federation import Federation
 from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.models import make_model
-from byzflow.federation.nodes import AttackNode
+from byzflow.federation.nodes import AttackNode, PoisonedNode
 from byzflow.federation.resume import packed, unpacked
 from byzflow.memory import ByNode
 from tests.federation.mortal import Mortal
@@ -148,16 +148,16 @@ def learners() -> list:
     honest = [
         LearnerNode(
             make_model("mlp", split.shape, split.classes, seed=1),
-            (split.train_x[k::5], split.train_y[k::5]),
+            (split.train_x[k::6], split.train_y[k::6]),
             batch_size=7,
             lr=0.1,
             momentum=0.9,
             test=split,
             seed=k,
         )
-        for k in range(5)
+        for k in range(6)
     ]
-    return [*honest, AttackNode("sign_flip")]
+    return [*honest[:5], AttackNode("gaussian"), PoisonedNode(honest[5])]
 
 
 @pytest.mark.parametrize("graph", ["star", "ring", "random_matchings"])

@@ -105,7 +105,7 @@ def test_broken_mnist_is_refused_in_one_line(tmp_path: Path, content: bytes, mes
     folder = tmp_path / "MNIST/raw"
     mnist_files(folder)
     (folder / MNIST[0]).unlink()
-    (folder / (MNIST[0] + ".gz" * packed)).write_bytes(gzip.compress(content) if packed else content)
+    (folder / (MNIST[0] + ".gz" * packed)).write_bytes(gzip.compress(content, mtime=0) if packed else content)
     with pytest.raises(DataError, match=message) as caught:
         load("mnist", tmp_path)
     assert "\n" not in str(caught.value)

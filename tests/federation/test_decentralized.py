@@ -13,6 +13,7 @@ from byzflow.federation.applications import NodeApplication
 from byzflow.federation.contexts import InProcessContext, ProcessContext
 from byzflow.federation.decentralized import DecentralizedNode
 from byzflow.federation.decentralized_cluster import DecentralizedCluster
+from byzflow.federation.remote_context import RemoteContext
 from byzflow.federation.router import MessageRouter
 from byzflow.gossip.envelope import Envelope
 from byzflow.gossip.topology import Topology, topology
@@ -303,6 +304,22 @@ def test_a_node_in_a_process_runs_its_pipelines_there() -> None:
     asyncio.run(main())
 
 
+def test_a_handler_may_end_its_own_node() -> None:
+    async def main() -> None:
+        cluster = await cluster_of(2)
+
+        async def leave(sender: Any, payload: Any) -> None:
+            await cluster[1].shutdown()
+
+        cluster[1].register_message_handler("leave", leave)
+        async with cluster:
+            await cluster[0].send_message(1, "leave", None)
+            await until(lambda: not cluster[1].running)
+            assert list(await cluster[0].broadcast_message("hello", 1)) == [1]
+
+    asyncio.run(main())
+
+
 def test_two_clusters_know_nothing_of_each_other() -> None:
     async def main() -> None:
         first, second = await cluster_of(2), await cluster_of(2)
@@ -349,3 +366,45 @@ def test_the_router_alone() -> None:
     assert not free.can_send_to("a")
     with pytest.raises(ValueError, match="no node 'z'"):
         MessageRouter(node_id="z", topology=graph)
+
+
+def free_url() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_the_same_node_over_tcp() -> None:
+    """The same program on one host and on several: only the context is another."""
+
+    async def main() -> None:
+        graph = topology("full", ["a", "b", "c"])
+        assert isinstance(graph, Topology)
+        urls = {name: free_url() for name in "abc"}
+        nodes = {}
+        for k, name in enumerate("abc"):
+            dial: dict[Any, str] = {other: urls[other] for other in "abc"[:k]}
+            context = RemoteContext(dial, listen=urls[name], accepts=["number", *(f"value {t}" for t in range(6))])
+            app = NodeApplication(name=name)
+            nodes[name] = DecentralizedNode(node_id=name, application=app, context=context, topology=graph)
+        got: list[Any] = []
+        nodes["c"].register_message_handler("number", lambda sender, value: got.append((sender, value)))
+        await asyncio.gather(*(node.start() for node in nodes.values()))
+        values = await asyncio.gather(*(Average(node, 6).run(10.0 * k) for k, node in enumerate(nodes.values())))
+        assert values == pytest.approx([10.0] * 3)
+        await asyncio.gather(*(nodes["a"].send_message("c", "number", k) for k in range(200)))
+        await nodes["b"].send_message("c", "number", torch.ones(3))
+        await until(lambda: len(got) == 201)
+        assert [value for sender, value in got if sender == "a"] == list(range(200))
+        await nodes["a"].send_message("b", "unheard of", 1)
+        mailbox = nodes["b"].context.network.mailbox("b")  # type: ignore[union-attr]
+        await until(lambda: "a" in mailbox.refused)
+        assert mailbox.refused["a"] == {"of a type that is not accepted here": 1}
+        await nodes["c"].shutdown()
+        await until(lambda: nodes["a"].context.missing == ("c",))  # type: ignore[attr-defined]
+        assert list(await nodes["a"].broadcast_message("number", 1)) == ["c"]
+        await asyncio.gather(*(node.shutdown() for node in nodes.values()))
+
+    asyncio.run(main())

@@ -125,7 +125,7 @@ def test_a_straggler_does_not_hold_up_the_round_and_is_not_counted_late() -> Non
         async with Federation(nodes, defence="mean", f=1, deadline=0.05) as federation:
             began = time.perf_counter()
             await federation.pace.allow(1)
-            while not federation._told:
+            while not federation.observer.told:
                 await asyncio.sleep(0.01)
             assert time.perf_counter() - began < 0.5
             report = await federation.round()

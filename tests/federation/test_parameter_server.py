@@ -147,6 +147,31 @@ def test_a_straggler_does_not_make_the_round_long_and_catches_up() -> None:
     asyncio.run(main())
 
 
+class Asleep(Fixed):
+    """Never answers; on its worker it is what a frozen machine is here."""
+
+    def honest_gradient_for_next_batch(self) -> Tensor:  # type: ignore[override]
+        time.sleep(self.delay)
+        return self.gradient
+
+
+def test_a_silent_worker_is_left_out_round_after_round() -> None:
+    """One silent worker made every round of the original's remote server wait 60 s, and skip its step."""
+
+    async def main() -> None:
+        nodes = [await HonestNodeActor.spawn(Fixed, [float(k)], backend="thread") for k in range(4)]
+        silent = await HonestNodeActor.spawn(Asleep, [9.0], delay=4.0, backend="thread")
+        server = ParameterServer([*nodes, silent], (), "median", f=1, deadline=0.1)
+        began = time.perf_counter()
+        for number in range(20):  # more than a worker may be behind
+            assert (await server.round()).item() == 1.5
+            assert server.report.missing == (4,), number
+        assert time.perf_counter() - began < 4.0
+        await server.shutdown()
+
+    asyncio.run(main())
+
+
 def test_models_are_equal_after_each_round_and_at_the_start() -> None:
     def node(seed: int, k: int) -> LearnerNode:
         torch.manual_seed(seed)
@@ -162,6 +187,10 @@ def test_models_are_equal_after_each_round_and_at_the_start() -> None:
                 assert digest == model.digest()  # the same step, momentum and all, at the server and its workers
         with pytest.raises(FederationError, match=r"begin with 2 different models \(0, 1 \| 2\)"):
             await ParameterServer([node(1, 0), node(1, 1), node(2, 2)]).round()
+        strangers = [node(1, 0), node(2, 1)]
+        async with ParameterServer(strangers, begin="copy") as server:
+            await server.round()
+            assert len(server.report.digests) == 1
         with pytest.raises(FederationError, match="the server's model"):
             await ParameterServer([node(1, 0), node(1, 1)], model=node(2, 2)).round()
 

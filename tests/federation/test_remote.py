@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,21 @@ from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.remote_server import RemoteServer
 from byzflow.federation.remote_worker import RemoteWorker
 from byzflow.gossip.deadline import Deadline
-from tests.federation.remote_runs import equal, free_port, nodes, setup, star
+from tests.federation.remote_runs import (
+    ENVIRONMENT,
+    NODE,
+    ROOT,
+    equal,
+    free_port,
+    nodes,
+    process,
+    rounds_in,
+    setup,
+    star,
+    until,
+    write,
+)
 from tests.namespaces import hosts, unavailable
-
-ROOT = Path(__file__).parents[2]
-NODE = [sys.executable, str(ROOT / "examples" / "remote_tcp" / "ps_node.py")]
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "PYTHON": sys.executable,
-    "OMP_NUM_THREADS": "1",
-}
-
 
 # ---------------------------------------------------------------------- a run in which all goes well
 
@@ -102,7 +104,7 @@ def test_workers_may_come_before_their_server_and_one_may_come_late() -> None:
 def test_a_worker_that_is_too_slow_costs_its_own_vectors_alone() -> None:
     class Slow(LearnerNode):
         def honest_gradient_for_next_batch(self) -> torch.Tensor:
-            time.sleep(1.0)
+            time.sleep(2.0)
             return super().honest_gradient_for_next_batch()
 
     async def main() -> None:
@@ -116,7 +118,7 @@ def test_a_worker_that_is_too_slow_costs_its_own_vectors_alone() -> None:
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             group.create_task(server.run())
             outcomes = [group.create_task(each.run()) for each in (RemoteWorker(made, 0), RemoteWorker(made, 1), slow)]
-        assert max(report.seconds for report in server.history) < 0.9  # nobody waited for it
+        assert max(report.seconds for report in server.history) < 1.8  # nobody waited for it
         assert {each.result().digest for each in outcomes} == {server.centre.digest()}
         assert any("rounds behind" in line for line in said)  # it jumped
         assert sum(2 in report.missing for report in server.history) >= 5
@@ -174,6 +176,11 @@ class Stranger:
         await self.link.send(frame)
 
 
+async def listening(server: RemoteServer) -> None:
+    while server.network.hub._server is None:
+        await asyncio.sleep(0.001)
+
+
 def with_stranger(act: Any, **training: Any) -> RemoteServer:
     """Three honest workers and a stranger, who does `act(server)`, as the fourth; the server, after its rounds."""
 
@@ -188,6 +195,7 @@ def with_stranger(act: Any, **training: Any) -> RemoteServer:
 
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             group.create_task(server.run())
+            await listening(server)
             group.create_task(acting())
             outcomes = [group.create_task(RemoteWorker(made, id).run()) for id in (0, 1, 2)]
         assert {each.result().digest for each in outcomes} == {server.centre.digest()}
@@ -416,52 +424,22 @@ def test_the_deadline_follows_the_most_and_is_not_stretched_by_the_few() -> None
 # ---------------------------------------------------------------------- processes
 
 
-def write(plain: dict[str, Any], path: Path) -> Path:
-    """A file of nodes, as JSON."""
-    path.write_text(json.dumps(plain))
-    return path
-
-
-@contextmanager
-def process(*arguments: Any) -> Iterator[subprocess.Popen[str]]:
-    """A node in a process of its own, killed in the end."""
-    command = [*NODE, *map(str, arguments)]
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
-def rounds_in(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file that are whole."""
-    text = file.read_text() if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def until(true: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)
-
-
+@pytest.mark.slow
 def test_the_local_script_runs_over_tls_and_exits_with_0() -> None:
     done = subprocess.run(
         ["bash", str(ROOT / "examples" / "remote_tcp" / "test_local.sh")],
-        env=ENVIRONMENT | {"ROUNDS": "8", "PORT": str(free_port())},
+        env=ENVIRONMENT | {"ROUNDS": "15", "PORT": str(free_port())},
         capture_output=True,
         text=True,
         timeout=150,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 rounds, loss" in done.stdout
+    assert "15 rounds, loss" in done.stdout
     assert "models different in rounds none" in done.stdout
     assert "TLS" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_worker_a_silent_one_and_a_killed_server_do_not_end_the_run(tmp_path: Path) -> None:
     """Kill -9 of one honest worker while another is silent, and then of the server: the others rejoin it."""
     metrics, kept = tmp_path / "rounds.jsonl", tmp_path / "server.safetensors"
@@ -505,13 +483,15 @@ def test_a_killed_worker_a_silent_one_and_a_killed_server_do_not_end_the_run(tmp
     assert all(each["equal"] for each in all_rounds)
 
 
-def test_a_restarted_server_ends_with_the_model_of_a_run_without_a_crash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["coordinate_wise_median", "centered_clipping(tau=0.1)"])
+def test_a_restarted_server_ends_with_the_model_of_a_run_without_a_crash(tmp_path: Path, method: str) -> None:
     """No round is applied twice or lost, though the checkpoint is three rounds old: bit by bit."""
     kept = {"path": str(tmp_path / "server.safetensors"), "every": 3}
     plain = nodes(
         free_port(),
         honest=3,
-        training={"rounds": 20, "quorum": 3, "evaluate_every": 0, "momentum": 0.9},
+        training={"rounds": 20, "quorum": 3, "evaluate_every": 0},
+        aggregation={"method": method},
         checkpoint=kept,
     )
 
@@ -530,6 +510,7 @@ def test_a_restarted_server_ends_with_the_model_of_a_run_without_a_crash(tmp_pat
         server = RemoteServer(made)
         assert 6 <= server.next < 20
         assert server.next % 3 == 0
+        assert bool(server.defence.state) == method.startswith("centered")  # what the rule remembers goes on
         async with asyncio.timeout(60):
             await server.run()
             outcomes = await asyncio.gather(*workers)
@@ -537,6 +518,23 @@ def test_a_restarted_server_ends_with_the_model_of_a_run_without_a_crash(tmp_pat
         return server.centre.digest()
 
     assert asyncio.run(main()) == in_one_process(plain)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_of_and_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    server, outcomes = asyncio.run(star(nodes(free_port(), checkpoint={"path": str(tmp_path / "file" / "kept")})))
+    assert all("no checkpoint was written" in report.errors["server"] for report in server.history)
+    assert {each.digest for each in outcomes} == {server.centre.digest()}
+
+
+def test_a_server_that_finds_all_rounds_done_tells_its_workers(tmp_path: Path) -> None:
+    """It was killed after its last step, before it said stop."""
+    plain = nodes(free_port(), training={"rounds": 2}, checkpoint={"path": str(tmp_path / "kept.safetensors")})
+    first, _ = asyncio.run(star(plain))
+    second, outcomes = asyncio.run(star(plain))
+    assert len(second.history) == 0
+    assert {each.digest for each in outcomes} == {first.centre.digest()}
+    assert {each.rounds for each in outcomes} == {2}
 
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -561,6 +559,7 @@ def test_a_worker_without_a_server_says_where_it_looked_and_gives_up(tmp_path: P
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
 def test_a_server_and_three_workers_on_hosts_that_share_nothing(tmp_path: Path) -> None:
     with hosts(4) as machines, ExitStack() as stack:
@@ -729,14 +728,14 @@ def test_a_file_of_byzpy_is_read_as_it_is(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         (("momentum", "momentun"), "line 6: training.momentun: unknown key; did you mean momentum"),
-        (("rounds: 50", "rounds: many"), "line 3: training.rounds: expected `int`, got `str`"),
-        (("rounds: 50", "rounds: -1"), "line 3: training.rounds: expected `int` >= 0"),
-        (("learning_rate: 0.05", "learning_rate: 0"), "line 5: training.learning_rate: expected `float` > 0"),
-        (("type: byzantine", "type: byzantin"), "line 19: workers[3].type: invalid enum value 'byzantin'"),
+        (("rounds: 50", "rounds: many"), "line 3: training.rounds: must be int, got 'many'"),
+        (("rounds: 50", "rounds: -1"), "line 3: training.rounds: must be int >= 0, got -1"),
+        (("learning_rate: 0.05", "learning_rate: 0"), "line 5: training.learning_rate: must be float > 0"),
+        (("type: byzantine", "type: byzantin"), "line 19: workers[3].type: no such choice 'byzantin'; did you mean"),
         (("id: 3", "id: 2"), "line 19: workers[3].id: 2 is there twice"),
         (("attack_scale", "atack_scale"), "line 19: workers[3].atack_scale: unknown key; did you mean attack_scale"),
         (("  host: localhost\n", ""), "line 11: server: object missing required field `host`"),
-        (("port: 9000", "port: 90000"), "line 13: server.port: expected `int` <= 65535"),
+        (("port: 9000", "port: 90000"), "line 13: server.port: must be int <= 65535, got 90000"),
         (("workers:", "workers: ["), "not YAML"),
         (("workers:", "nodes:"), "the file needs server: and workers:"),
         (("multi_krum", "multy_krum"), "did you mean multi_krum"),
