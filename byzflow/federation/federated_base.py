@@ -7,12 +7,12 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from byzflow.errors import FederationError
 from byzflow.federation.loop_thread import LoopThread
 from byzflow.federation.own_thread import on_own_thread
-from byzflow.federation.resources import Resources, Split, plan
+from byzflow.federation.resources import Resources, plan
 from byzflow.federation.topology_manager import TopologyManager
 from byzflow.federation.virtual_node import VirtualNode
 from byzflow.gossip.effects import NodeId
@@ -62,7 +62,7 @@ class FederatedBase:
             twice = next(id for place, id in enumerate(self.node_ids) if id in self.node_ids[:place])
             raise FederationError(f"two nodes have the id {twice!r}: give each its own")
         self._name = str(getattr(config, "FEDERATION_ID", None) or f"federation-{uuid.uuid4().hex[:8]}")
-        self._pg = plan(len(self._nodes), split=cast(Split, resources)) if isinstance(resources, str) else resources
+        self._pg = plan(len(self._nodes), split=resources) if isinstance(resources, str) else resources
         self._is_tune, self._bundle_offset = is_tune, bundle_offset
         self._tp_manager: TopologyManager | None = None
         self._runtime_remotes: list[Future[Any]] = []

@@ -20,6 +20,7 @@ from byzflow.errors import Stopped
 from byzflow.federation.federated_base import FederatedBase
 from byzflow.federation.federated_node import FederatedNode
 from byzflow.federation.learning_schemas import (
+    ClusterFederatedLearningSchema,
     KRegularFederatedLearningSchema,
     MeshFederatedLearningSchema,
     RingFederatedLearningSchema,
@@ -31,6 +32,7 @@ from byzflow.federation.topology_manager import TopologyManager
 from byzflow.federation.virtual_node import VirtualNode as _VirtualNode
 
 __all__ = [
+    "ClusterFederatedLearningSchema",
     "EndProcessException",
     "FederatedBase",
     "FederatedNode",
