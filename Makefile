@@ -23,8 +23,9 @@ help:  ## show this list
 demo: $(VENV)/ready  ## train on real digits while clients lie; print and draw what survives (DEMO="--f 2 ...")
 	$(BIN)/byzflow demo $(DEMO)
 
+# Two files at a time: much of the suite waits for processes and clocks. A file's tests stay together, in their order.
 test: $(VENV)/ready-dev  ## run the whole test suite (TEST="-m 'not slow' tests/core ...")
-	$(BIN)/python -m pytest $(TEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST)
 
 # What every path must agree on: the definitions, their properties, and the passes themselves.
 NUMBERS := tests/operators/test_golden.py tests/operators/test_golden_search.py tests/operators/test_properties.py tests/core
