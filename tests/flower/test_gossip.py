@@ -55,9 +55,7 @@ def test_named_graphs(spec: str, n: int, degree: int) -> None:
     assert graph.nodes == tuple(range(n))
 
 
-@pytest.mark.parametrize(
-    "spec", ["rings", "ring:3", "k_regular", "k_regular:x", "k_regular:3", "k_regular:9", "k_regular:0"]
-)
+@pytest.mark.parametrize("spec", ["rings", "ring:3", "k_regular:x", "k_regular:3", "k_regular:9", "k_regular:0"])
 def test_graphs_that_do_not_read(spec: str) -> None:
     with pytest.raises(SpecError, match="k_regular:"):
         GossipStrategy(spec, 9)

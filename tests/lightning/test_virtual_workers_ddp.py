@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import torch
 
 from byzflow.errors import SpecError
 from byzflow_lightning import VirtualWorkers
+from tests.lightning.conftest import torchrun
 from tests.lightning.small import fit, loader, make_module
 
 ROOT = Path(__file__).parents[2]
@@ -25,20 +22,7 @@ Told = list[dict[str, Any]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks left what they found."""
     home = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    paths = os.pathsep.join([str(ROOT), *sys.path])
-    done = subprocess.run(
-        [*command, "-m", "tests.lightning.virtual_ranks", str(home)],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    torchrun(home, 2, "tests.lightning.virtual_ranks", str(home))
     return home
 
 
