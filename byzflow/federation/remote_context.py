@@ -54,7 +54,7 @@ class RemoteContext(InProcessContext):
     ) -> None:
         super().__init__()
         checks = accepts if isinstance(accepts, Mapping) else dict.fromkeys(accepts, _anything)
-        self._made: dict[str, Any] = {"accepts": checks, "dial": dial, "listen": listen, "plain": plain}
+        self._made: dict[str, Any] = {"accepts": checks, "dial": dial, "listen": listen, "plain": plain, "loose": True}
         self._made |= {"keys": keys, "names": names}
         self._contract = Contract(run, "messages", numbers)
         self.connect_timeout = connect_timeout
