@@ -16,6 +16,7 @@ from byzflow.errors import ActorError, WireError
 
 MESSAGE, REGISTER, REGISTERED, BUSY = "message", "register", "registered", "busy"
 LAST = 1 << 40  # no round has a higher number
+HEX = frozenset("0123456789abcdef")
 Term = str | int | float | None
 Check = Callable[["Contract", Any], str | None]
 """What is wrong with a value; None if nothing."""
@@ -98,7 +99,8 @@ def vector(contract: Contract, value: Any) -> str | None:
 
 def digest(contract: Contract, value: Any) -> str | None:
     """A SHA-256, 64 hex digits."""
-    return None if isinstance(value, str) and len(value) == 2 * hashlib.sha256().digest_size else "no digest"
+    sound = isinstance(value, str) and len(value) == 2 * hashlib.sha256().digest_size and set(value) <= HEX
+    return None if sound else "no digest"  # it is shown to people, and kept
 
 
 def nothing(contract: Contract, value: Any) -> str | None:

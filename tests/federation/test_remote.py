@@ -227,6 +227,7 @@ def test_a_silent_worker_costs_one_deadline_a_round_and_is_named() -> None:
         ({"type": "step", "value": None}, "of a type that is not accepted here"),
         ({"type": "stop", "value": None}, "of a type that is not accepted here"),
         ({"type": "digest", "value": "x"}, "digest: no digest"),
+        ({"type": "digest", "value": "\x1b[2J" * 16}, "digest: no digest"),
         ({"type": "update", "value": None, "run": "other"}, "of another run or model"),
         ({"type": "update", "value": None, "schema": "other"}, "of another run or model"),
         ({"type": "update", "value": None, "version": 3}, "by another version of the graph"),
