@@ -118,6 +118,25 @@ def test_errors_and_wrong_sizes_cost_their_node_alone() -> None:
     assert float(nodes[0].x[0]) == -2.0
 
 
+class Talker(Constant):
+    def __init__(self, metrics: Any, digest: Any) -> None:
+        super().__init__(1.0)
+        self.said = metrics, digest
+
+    def evaluate(self) -> Any:
+        return self.said[0]
+
+    def digest(self) -> Any:
+        return self.said[1]
+
+
+def test_metrics_and_digests_that_are_none_count_nowhere() -> None:
+    liars = [Talker({"x": "many", 3: 1.0, "y": torch.ones(()), "z": 10**400}, ["a"]), Talker("fine", {}), Talker([1.0], 7)]
+    history = Federation([Constant(1.0), Constant(1.0), *liars]).train(2)
+    assert history[-1].metrics == {"x": -2.0, "y": 1.0}
+    assert list(history[-1].digests.values()) == [(0, 1)]
+
+
 def test_a_straggler_does_not_hold_up_the_round_and_is_not_counted_late() -> None:
     nodes = {"fast": Constant(1.0), "other": Constant(1.0), "slow": Slow(100.0, delay=0.6)}
 
