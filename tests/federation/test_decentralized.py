@@ -231,7 +231,9 @@ def test_a_pipeline_may_run_whenever_its_messages_come() -> None:
             cluster[1].run_on_messages("sum", then=lambda outputs: sums.append(outputs["sum"]))
             cluster[1].run_on_messages("tick")
             with pytest.raises(GraphError, match="waits for no message"):
-                cluster[1].run_on_messages("plain")
+                cluster[1].run_on_messages("plain", {"x": 1})
+            with pytest.raises(GraphError, match="'plain' also needs inputs: x"):
+                cluster[1].run_on_messages("plain")  # each run would fail before it waits for anything
             for k in range(3):
                 await cluster[0].send_message(1, "left", k)
                 await cluster[0].send_message(1, "right", {"value": 10 * k})
