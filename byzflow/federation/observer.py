@@ -106,8 +106,8 @@ class Observer:
         told: dict[str, list[float]] = {}
         for answer in await asyncio.gather(*asked):
             for name, value in answer.items() if isinstance(answer, Mapping) else ():
-                if isinstance(name, str) and (number := _number(value)) is not None:
-                    told.setdefault(name, []).append(number)
+                if isinstance(name, str) and (metric := _number(value)) is not None:
+                    told.setdefault(name, []).append(metric)
         return {name: median(values) for name, values in told.items()}
 
 

@@ -417,6 +417,7 @@ def test_what_is_sent_over_tcp_is_what_it_was_when_it_was_sent() -> None:
 
     async def main() -> None:
         graph, url = topology("full", ["a", "b"]), free_url()
+        assert isinstance(graph, Topology)
         contexts = [
             RemoteContext({"b": url}, accepts=["weights"], numbers=100),
             RemoteContext(listen=url, accepts=["weights"], numbers=100),

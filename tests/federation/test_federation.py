@@ -131,7 +131,11 @@ class Talker(Constant):
 
 
 def test_metrics_and_digests_that_are_none_count_nowhere() -> None:
-    liars = [Talker({"x": "many", 3: 1.0, "y": torch.ones(()), "z": 10**400}, ["a"]), Talker("fine", {}), Talker([1.0], 7)]
+    liars = [
+        Talker({"x": "many", 3: 1.0, "y": torch.ones(()), "z": 10**400}, ["a"]),
+        Talker("fine", {}),
+        Talker([1.0], 7),
+    ]
     history = Federation([Constant(1.0), Constant(1.0), *liars]).train(2)
     assert history[-1].metrics == {"x": -2.0, "y": 1.0}
     assert list(history[-1].digests.values()) == [(0, 1)]
