@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -139,6 +139,32 @@ def test_metrics_and_digests_that_are_none_count_nowhere() -> None:
     history = Federation([Constant(1.0), Constant(1.0), *liars]).train(2)
     assert history[-1].metrics == {"x": -2.0, "y": 1.0}
     assert list(history[-1].digests.values()) == [(0, 1)]
+
+
+class Keeper(Constant):
+    def state(self) -> dict[str, Any]:
+        return {"x": self.x}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.x = state["x"].clone()
+
+
+class FalseDonor(Keeper):
+    """Has the model that all have, and gives another one."""
+
+    def state(self) -> dict[str, Any]:
+        return {"x": self.x + 100.0}
+
+
+def test_a_newcomer_is_given_no_model_but_the_one_that_most_have() -> None:
+    async def main() -> None:
+        async with Federation([FalseDonor(1.0), *(Keeper(1.0) for _ in range(3))]) as federation:
+            await federation.run(2)
+            await federation.add("new", Keeper(1.0))
+            await federation.run(1)
+            assert list(federation.history[-1].digests.values()) == [(0, 1, 2, 3, "new")]
+
+    asyncio.run(main())
 
 
 def test_a_straggler_does_not_hold_up_the_round_and_is_not_counted_late() -> None:
