@@ -97,8 +97,9 @@ class Accounts:
 
     def count(self, peer: str, reason: str) -> None:
         """Remember a refusal, of at most a thousand peers and twenty reasons each."""
-        reasons = self.refused.setdefault(peer if len(self.refused) < 1000 else "others", {})
-        reason = reason[:100] if len(reasons) < 20 else "other reasons"
+        reasons = self.refused.setdefault(peer if peer in self.refused or len(self.refused) < 1000 else "others", {})
+        reason = reason[:100]
+        reason = reason if reason in reasons or len(reasons) < 20 else "other reasons"
         reasons[reason] = reasons.get(reason, 0) + 1
 
     def _met(self, link: SocketLink) -> Budget:

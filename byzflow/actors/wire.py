@@ -89,6 +89,7 @@ def encode(frame: Frame, sequence: int, limits: Limits) -> tuple[bytes, list[mem
     offsets, end = places([body.nbytes for body in bodies])
     _within(len(header), limits.header, "bytes of header (long lists and words belong into arrays)")
     _within(len(arrays), limits.arrays, "arrays")
+    _within(max((len(array.shape) for array in arrays), default=0), limits.dims, "dimensions")
     _within(end, limits.body, "bytes of arrays")
     return PREFIX.pack(MAGIC, len(header), end) + header, bodies, offsets
 

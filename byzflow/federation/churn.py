@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from byzflow.errors import FederationError
 from byzflow.federation.member import Member
+from byzflow.federation.observer import can
 from byzflow.federation.rewire import joined, without
 from byzflow.gossip.defence import Defence
 from byzflow.gossip.effects import Heard, NodeId
@@ -138,10 +139,11 @@ class Churn:
 
     async def _follow_most(self, member: Member) -> None:
         federation, supervisor = self._federation, self._federation.supervisor
-        found = await federation.observer.digests(len(federation.history) - 1)
-        holders = max(found.values(), key=len, default=())
+        done = len(federation.history) - 1
+        found = await federation.observer.digests(done)
+        digest, holders = max(found.items(), key=lambda each: len(each[1]), default=("", ()))
         for donor in (federation.members[id] for id in holders if id != member.id):
-            state = await supervisor.reach(donor, supervisor.state_of, len(federation.history) - 1)
+            state = await supervisor.reach(donor, supervisor.state_of, done)
             own = await supervisor.state_of(member.node)
             if state is None or own is None or not own.keys() - set(OWN) <= state.keys():
                 continue
@@ -150,7 +152,10 @@ class Churn:
             await supervisor.give_state(
                 member.node, {name: each for name, each in state.items() if name not in OWN} | mine
             )
-            return
+            limit = supervisor.policy.call_timeout
+            if not can(member.node, "digest") or await ask(member.node, "digest", limit=limit) == digest:
+                return  # else the donor has told the digest of most, and given another model
+            await supervisor.give_state(member.node, own)
 
     async def _ask_neighbours(self, member: Member) -> None:
         federation, supervisor = self._federation, self._federation.supervisor

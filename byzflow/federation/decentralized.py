@@ -175,9 +175,11 @@ class DecentralizedNode:
     ) -> None:
         """From now on the pipeline runs whenever the messages that it needs have come; `then` is given its outputs.
 
-        Raises GraphError if it needs none.
+        Raises GraphError if it needs none, and if `inputs` are not all of its others.
         """
         self._check_running()
+        if missing := self.application.scheduler(pipeline_name).graph.required_inputs - (inputs or {}).keys():
+            raise GraphError(f"the pipeline {pipeline_name!r} also needs inputs: {', '.join(sorted(missing))}")
         if not _needs_messages(self.application, pipeline_name):
             raise GraphError(f"the pipeline {pipeline_name!r} waits for no message, so nothing would start it")
         self._keep(self._again(pipeline_name, inputs, then))

@@ -277,6 +277,8 @@ class Federation:
             return
         try:
             await self.supervisor.build(self.members.values())
+            if self._ended:  # meanwhile, when there was nothing to end yet
+                raise Stopped("the run was stopped before it began")
             if self._resume and self._file is not None and checkpoints.exists(self._file):
                 await resuming.restore(self, await asyncio.to_thread(checkpoints.load, self._file))
             await self._believe(self.members.values())

@@ -95,7 +95,7 @@ class Observer:
         asked = (self.supervisor.ask(member, "digest", number) for member in holders)
         found: dict[str, tuple[NodeId, ...]] = {}
         for member, digest in zip(holders, await asyncio.gather(*asked), strict=True):
-            if digest:
+            if isinstance(digest, str) and digest:
                 found[digest] = (*found.get(digest, ()), member.id)
         return found
 
@@ -103,14 +103,25 @@ class Observer:
         """The median of each metric over the honest nodes that evaluate."""
         judges = [m for m in alive if not m.byzantine and {"eval", "test"} & set(m.role.split("-"))]
         asked = (self.supervisor.ask(m, "evaluate", number) for m in judges if can(m.node, "evaluate"))
-        answers = [answer for answer in await asyncio.gather(*asked) if answer is not None]
-        names = dict.fromkeys(name for answer in answers for name in answer)
-        return {name: median(answer[name] for answer in answers if name in answer) for name in names}
+        told: dict[str, list[float]] = {}
+        for answer in await asyncio.gather(*asked):
+            for name, value in answer.items() if isinstance(answer, Mapping) else ():
+                if isinstance(name, str) and (metric := _number(value)) is not None:
+                    told.setdefault(name, []).append(metric)
+        return {name: median(values) for name, values in told.items()}
 
 
 def can(node: Any, method: str) -> bool:
     """If a node, here or on a worker, has this method."""
     return callable(getattr(node, method, None))
+
+
+def _number(value: Any) -> float | None:
+    """A metric that a node tells, a tensor of one number included; None if it is no number, for it is a claim."""
+    try:
+        return None if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
 
 
 class _Punctual(Collection[NodeId]):

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byzflow.actors.keys import Keys
+from byzflow.actors.wire import Limits, encode
 from byzflow.errors import FederationError, Stopped
 from byzflow.federation.contexts import InProcessContext
+from byzflow.federation.message import snapshot
 from byzflow.gossip.contract import Check, Contract
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.tcp_network import TcpNetwork
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from byzflow.federation.decentralized import DecentralizedNode
 
 LARGEST = 1 << 24  # numbers of one message
+ARRAYS = 256  # of one message
 
 
 class RemoteContext(InProcessContext):
@@ -54,9 +57,9 @@ class RemoteContext(InProcessContext):
     ) -> None:
         super().__init__()
         checks = accepts if isinstance(accepts, Mapping) else dict.fromkeys(accepts, _anything)
-        self._made: dict[str, Any] = {"accepts": checks, "dial": dial, "listen": listen, "plain": plain}
+        self._made: dict[str, Any] = {"accepts": checks, "dial": dial, "listen": listen, "plain": plain, "loose": True}
         self._made |= {"keys": keys, "names": names}
-        self._contract = Contract(run, "messages", numbers)
+        self._contract = Contract(run, "messages", numbers, arrays=ARRAYS, dims=Limits.dims)
         self.connect_timeout = connect_timeout
         self._tcp: TcpNetwork | None = None
         self._linked = asyncio.Event()
@@ -92,11 +95,16 @@ class RemoteContext(InProcessContext):
         return tuple(node for node in graph.neighbours(self._tcp.me) if node not in self._tcp.lines)
 
     async def send(self, to: NodeId, message_type: str, payload: Any) -> None:
-        """See `NodeContext`. Raises FederationError for a neighbour that is not linked."""
+        """See `NodeContext`; the payload is copied. Raises FederationError for a neighbour that is not linked, and
+        WireError for a payload that cannot cross, or is too large.
+        """
         if self._tcp is None:
             raise Stopped("the node has left")
         if to not in self._tcp.lines and to in self._tcp.graph(None):
             raise FederationError(f"{to} is not linked: it left, or did not come yet")
+        payload = snapshot(payload)  # it is sent later, when the sender may have changed it
+        frame = self._contract.message(message_type, payload, None, self._tcp.graph(None).version)
+        encode(frame, 0, self._contract.limits)  # here its author hears of it; in the link's queue nobody would
         await super().send(to, message_type, payload)
 
     async def shutdown(self) -> None:

@@ -147,7 +147,7 @@ class RemotePeer:
     def _half_came(self, envelope: Envelope) -> None:
         mailbox = self.network.mailbox(self.id)
         ahead = sorted(self.network.rounds.values(), reverse=True)
-        place = ahead[self.setup.f] if len(ahead) > self.setup.f else 0
+        place = min(ahead[self.setup.f], self.rounds - 1) if len(ahead) > self.setup.f else 0  # "done" is no round
         if place >= mailbox.round + AHEAD and self._node is not None and not self._finished:
             self.say(f"{place - mailbox.round} rounds behind {self.setup.f + 1} neighbours: on with round {place + 1}")
             mailbox.begin(place)

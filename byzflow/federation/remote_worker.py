@@ -149,7 +149,7 @@ class RemoteWorker:
         elif not self._asked:
             self._asked = True
             self.say(f"{envelope.round - mailbox.round} rounds behind: asking the server for its model")
-            self.network.post([SERVER], "sync", None)
+            self.network.post([SERVER], "sync", None, mailbox.round)
 
     def _stop_came(self, envelope: Envelope) -> None:
         self._stopping = self._stopping or asyncio.create_task(self._stop(envelope.round or 0))

@@ -16,6 +16,7 @@ from byzflow.errors import ActorError, WireError
 
 MESSAGE, REGISTER, REGISTERED, BUSY = "message", "register", "registered", "busy"
 LAST = 1 << 40  # no round has a higher number
+HEX = frozenset("0123456789abcdef")
 Term = str | int | float | None
 Check = Callable[["Contract", Any], str | None]
 """What is wrong with a value; None if nothing."""
@@ -29,6 +30,7 @@ class Contract:
     schema : the hash of the model's schema, see `byzflow.federation.schema`.
     numbers, dtype : of a model's or gradient's flat vector.
     terms : further settings that must be equal, such as lr and momentum.
+    arrays, dims : how many arrays one message may have, and of how many dimensions each; a model and its momentum.
     """
 
     run: str
@@ -36,11 +38,14 @@ class Contract:
     numbers: int
     dtype: torch.dtype = torch.float32
     terms: Mapping[str, Term] = field(default_factory=dict)
+    arrays: int = 2
+    dims: int = 1
 
     @property
     def limits(self) -> Limits:
         """Of one frame: a model and its momentum at most. Computed here; what a peer announces changes nothing."""
-        return Limits(header=1 << 14, body=2 * self.numbers * self.dtype.itemsize + 1024, arrays=2, dims=1)
+        room = 2 * self.numbers * self.dtype.itemsize + 1024
+        return Limits(header=1 << 14, body=room, arrays=self.arrays, dims=self.dims)
 
     def registration(self, node: Any) -> Frame:
         """The first frame of who dials."""
@@ -98,7 +103,8 @@ def vector(contract: Contract, value: Any) -> str | None:
 
 def digest(contract: Contract, value: Any) -> str | None:
     """A SHA-256, 64 hex digits."""
-    return None if isinstance(value, str) and len(value) == 2 * hashlib.sha256().digest_size else "no digest"
+    sound = isinstance(value, str) and len(value) == 2 * hashlib.sha256().digest_size and set(value) <= HEX
+    return None if sound else "no digest"  # it is shown to people, and kept
 
 
 def nothing(contract: Contract, value: Any) -> str | None:

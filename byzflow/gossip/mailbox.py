@@ -100,7 +100,8 @@ class Mailbox:
     ) -> Heard:
         """See `Recv`. A value of None says that its sender has nothing to say in this round.
 
-        Raises QuorumLost after `patience` seconds without the quorum, and Stopped.
+        With the quorum there it waits for the others until the deadline, and never longer than `patience`. Raises
+        QuorumLost after `patience` seconds without the quorum, and Stopped.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -118,7 +119,8 @@ class Mailbox:
             present = [sender for sender in senders if sender in kept and kept[sender].value is not None]
             awaited = [sender for sender in senders if sender not in kept and sender not in self._down]
             enough = len(present) >= quorum or all(sender in kept for sender in senders)
-            if enough and (not awaited or (deadline is not None and now >= deadline)):
+            ends = [end for end in (deadline if enough else None, patience) if end is not None]
+            if enough and (not awaited or (ends and now >= min(ends))):
                 taken = self._rounds.pop((type, round), {})
                 return Heard(
                     {sender: taken[sender].value for sender in present},
@@ -131,8 +133,7 @@ class Mailbox:
                     f"{len(present)} of {len(senders)} sent {type!r} for round {round} within {patience:g} s, "
                     f"{quorum} are needed; missing: {', '.join(str(s) for s in senders if s not in present)}"
                 )
-            limits = [end - now for end in (deadline if enough else None, patience) if end is not None]
-            await self._wait(min(limits, default=None))
+            await self._wait(min(ends) - now if ends else None)
 
     async def take(
         self,

@@ -78,6 +78,7 @@ class TcpNetwork:
     on_trouble : told of each attempt to dial that failed, see `Hub.keep`.
     give_up : if being refused for good by a peer that is dialled ends `run`, by a FederationError.
     resend : send the last messages of rounds again to who comes (back), for nodes that have no centre to ask.
+    loose : if messages outside of rounds are taken too. Up to 64 of each sender wait until somebody takes them.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class TcpNetwork:
         on_trouble: OnTrouble | None = None,
         give_up: bool = False,
         resend: bool = False,
+        loose: bool = False,
     ) -> None:
         self.me, self.topology, self.contract = me, graph, contract
         self.accepts, self.handlers = dict(accepts), dict(handlers or {})
@@ -107,7 +109,7 @@ class TcpNetwork:
         self.lines: dict[NodeId, Line] = {}
         self._dial, self._names = dict(dial or {}), dict(names or {})
         self._on_link, self._on_end, self._on_trouble = on_link, on_end, on_trouble
-        self._give_up, self._resend = give_up, resend
+        self._give_up, self._resend, self._loose = give_up, resend, loose
         self._last: deque[tuple[frozenset[NodeId], Frame]] = deque(maxlen=LAST)
         self._dialling: list[asyncio.Task[None]] = []
         self._mailbox = Mailbox(lambda envelope: envelope.sender in self.graph(envelope.round).in_neighbours(me))
@@ -296,6 +298,8 @@ class TcpNetwork:
             type, value, round, version = self.contract.opened(frame)
             if type not in self.accepts:
                 raise WireError("of a type that is not accepted here")
+            if round is None and not self._loose:
+                raise WireError("of no round")
             if node not in self.graph(round).in_neighbours(self.me):
                 raise WireError("not a neighbour")
             if version != self.graph(round).version:

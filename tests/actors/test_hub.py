@@ -18,7 +18,7 @@ from byzflow.actors.hello import Hello
 from byzflow.actors.hub import Hub, pauses
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
-from byzflow.actors.peer import Budget
+from byzflow.actors.peer import Accounts, Budget
 from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.wire import Limits
 from byzflow.errors import ActorError, LinkClosed, WireError
@@ -363,3 +363,17 @@ def test_pauses_double_up_to_their_bound_and_follow_the_seed() -> None:
 def test_a_hub_that_only_dials_has_nothing_to_serve() -> None:
     with pytest.raises(ActorError, match="a hub that listens needs `serve`"):
         Hub(HERE)
+
+
+def test_refusals_of_who_is_known_are_counted_as_theirs_however_many_come_later() -> None:
+    accounts = Accounts(budget=1, forget=True)
+    accounts.count("a", "first")
+    for k in range(2000):
+        accounts.count(f"stranger {k}", "too many connections")
+        accounts.count("a", f"reason {k}")
+    for reason in ("first", "new"):
+        accounts.count("a", reason)
+    assert len(accounts.refused) == 1001
+    assert len(accounts.refused["a"]) == 21
+    assert accounts.refused["a"]["first"] == 2
+    assert sum(accounts.refused["a"].values()) == 2003

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from byzflow.errors import FederationError, GraphError, MessageTimeout, NotANeighbour
+from byzflow.errors import FederationError, GraphError, MessageTimeout, NotANeighbour, WireError
 from byzflow.federation.applications import NodeApplication
 from byzflow.federation.contexts import InProcessContext, ProcessContext
 from byzflow.federation.decentralized import DecentralizedNode
@@ -231,7 +231,9 @@ def test_a_pipeline_may_run_whenever_its_messages_come() -> None:
             cluster[1].run_on_messages("sum", then=lambda outputs: sums.append(outputs["sum"]))
             cluster[1].run_on_messages("tick")
             with pytest.raises(GraphError, match="waits for no message"):
-                cluster[1].run_on_messages("plain")
+                cluster[1].run_on_messages("plain", {"x": 1})
+            with pytest.raises(GraphError, match="'plain' also needs inputs: x"):
+                cluster[1].run_on_messages("plain")  # each run would fail before it waits for anything
             for k in range(3):
                 await cluster[0].send_message(1, "left", k)
                 await cluster[0].send_message(1, "right", {"value": 10 * k})
@@ -406,5 +408,39 @@ def test_the_same_node_over_tcp() -> None:
         await until(lambda: nodes["a"].context.missing == ("c",))  # type: ignore[attr-defined]
         assert list(await nodes["a"].broadcast_message("number", 1)) == ["c"]
         await asyncio.gather(*(node.shutdown() for node in nodes.values()))
+
+    asyncio.run(main())
+
+
+def test_what_is_sent_over_tcp_is_what_it_was_when_it_was_sent() -> None:
+    """And what cannot cross is its author's error, and costs no link."""
+
+    async def main() -> None:
+        graph, url = topology("full", ["a", "b"]), free_url()
+        assert isinstance(graph, Topology)
+        contexts = [
+            RemoteContext({"b": url}, accepts=["weights"], numbers=100),
+            RemoteContext(listen=url, accepts=["weights"], numbers=100),
+        ]
+        a, b = (
+            DecentralizedNode(node_id=name, context=context, topology=graph)
+            for name, context in zip("ab", contexts, strict=True)
+        )
+        got: list[Any] = []
+        b.register_message_handler("weights", lambda sender, value: got.append(value))
+        await asyncio.gather(a.start(), b.start())
+        weights = {name: torch.zeros(2, 3) for name in ("first", "second", "third")}
+        await a.send_message("b", "weights", weights)
+        for each in weights.values():
+            each += 1
+        for wrong in (torch.zeros(1000), {1, 2}, torch.zeros((1,) * 9)):
+            with pytest.raises(WireError):
+                await a.send_message("b", "weights", wrong)
+        await a.send_message("b", "weights", "last")
+        await until(lambda: len(got) == 2)
+        assert all(torch.equal(each, torch.zeros(2, 3)) for each in got[0].values())
+        assert got[1] == "last"
+        assert not contexts[1].network.mailbox("b").refused  # type: ignore[union-attr]
+        await asyncio.gather(a.shutdown(), b.shutdown())
 
     asyncio.run(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -116,6 +116,55 @@ def test_errors_and_wrong_sizes_cost_their_node_alone() -> None:
         assert report.rejected == {2: "5 numbers of float32, not 2 numbers of float64"}
         assert not report.problem
     assert float(nodes[0].x[0]) == -2.0
+
+
+class Talker(Constant):
+    def __init__(self, metrics: Any, digest: Any) -> None:
+        super().__init__(1.0)
+        self.said = metrics, digest
+
+    def evaluate(self) -> Any:
+        return self.said[0]
+
+    def digest(self) -> Any:
+        return self.said[1]
+
+
+def test_metrics_and_digests_that_are_none_count_nowhere() -> None:
+    liars = [
+        Talker({"x": "many", 3: 1.0, "y": torch.ones(()), "z": 10**400}, ["a"]),
+        Talker("fine", {}),
+        Talker([1.0], 7),
+    ]
+    history = Federation([Constant(1.0), Constant(1.0), *liars]).train(2)
+    assert history[-1].metrics == {"x": -2.0, "y": 1.0}
+    assert list(history[-1].digests.values()) == [(0, 1)]
+
+
+class Keeper(Constant):
+    def state(self) -> dict[str, Any]:
+        return {"x": self.x}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.x = state["x"].clone()
+
+
+class FalseDonor(Keeper):
+    """Has the model that all have, and gives another one."""
+
+    def state(self) -> dict[str, Any]:
+        return {"x": self.x + 100.0}
+
+
+def test_a_newcomer_is_given_no_model_but_the_one_that_most_have() -> None:
+    async def main() -> None:
+        async with Federation([FalseDonor(1.0), *(Keeper(1.0) for _ in range(3))]) as federation:
+            await federation.run(2)
+            await federation.add("new", Keeper(1.0))
+            await federation.run(1)
+            assert list(federation.history[-1].digests.values()) == [(0, 1, 2, 3, "new")]
+
+    asyncio.run(main())
 
 
 def test_a_straggler_does_not_hold_up_the_round_and_is_not_counted_late() -> None:

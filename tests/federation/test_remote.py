@@ -227,12 +227,14 @@ def test_a_silent_worker_costs_one_deadline_a_round_and_is_named() -> None:
         ({"type": "step", "value": None}, "of a type that is not accepted here"),
         ({"type": "stop", "value": None}, "of a type that is not accepted here"),
         ({"type": "digest", "value": "x"}, "digest: no digest"),
+        ({"type": "digest", "value": "\x1b[2J" * 16}, "digest: no digest"),
         ({"type": "update", "value": None, "run": "other"}, "of another run or model"),
         ({"type": "update", "value": None, "schema": "other"}, "of another run or model"),
         ({"type": "update", "value": None, "version": 3}, "by another version of the graph"),
         ({"type": "update", "value": None, "round": -1}, "a round that is none"),
         ({"type": "update", "value": None, "round": True}, "a round that is none"),
         ({"type": "update", "value": None, "round": 10**6}, "too far ahead"),
+        ({"type": "update", "value": None, "round": None}, "of no round"),  # else 64 models of it would stay here
     ],
 )
 def test_what_a_worker_must_not_send_is_refused_and_attributed(said: dict[str, Any], reason: str) -> None:
@@ -363,7 +365,7 @@ def test_a_worker_that_asks_again_and_again_is_sent_the_model_once_a_round() -> 
     async def act(server: RemoteServer) -> None:
         stranger = await Stranger.registered(server, 3)
         for _ in range(50):
-            await stranger.say("sync", None, None, server)
+            await stranger.say("sync", None, 0, server)
 
         async def note(type: str, round: int) -> None:
             if type == "init":

@@ -22,6 +22,7 @@ from byzflow.federation import remote
 from byzflow.federation.federation import Federation
 from byzflow.federation.nodes_file import NodesFile
 from byzflow.federation.remote_peer import RemotePeer
+from byzflow.gossip.envelope import Envelope
 from tests.federation.remote_runs import free_port, process, rounds_in, until, write
 
 
@@ -55,6 +56,27 @@ def test_the_same_nodes_come_to_the_same_models_as_in_one_process(topology: str)
     Federation(nodes, topology, made.rule, quorum=made.quorum, evaluate_every=0).train(5)
     assert [each.digest for each in outcomes] == [node.digest() for node in nodes.values()]
     assert len({each.digest for each in outcomes}) == (1 if topology == "full" else 4)
+
+
+@pytest.mark.parametrize(("own", "jumps"), [(0, [2]), (1, [])])
+def test_who_hears_that_others_are_done_jumps_to_the_last_round_at_most(own: int, jumps: list[int]) -> None:
+    made = network(honest=4, rounds=3)
+    begun: list[int] = []
+
+    class Peer(RemotePeer):
+        async def _live(self, round: int, previous: Any, jumped: bool = False) -> None:
+            begun.append(round)
+
+    async def main() -> None:
+        peer = Peer(made, 0)
+        peer._node, peer._over = object(), asyncio.get_running_loop().create_future()  # type: ignore[assignment]
+        peer.network.mailbox(0).begin(own)
+        peer.network.rounds.update({1: 3, 2: 3, 3: 2})  # two of them are done
+        peer._half_came(Envelope("half", 3, torch.zeros(made.contract.numbers), 2))
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert begun == jumps
 
 
 def test_it_learns_beside_an_attacker() -> None:

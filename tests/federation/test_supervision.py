@@ -390,6 +390,29 @@ class Unborn(Mortal):
         raise OSError("no data")
 
 
+def test_a_stop_while_the_nodes_are_built_leaves_none(tmp_path: Any) -> None:
+    async def main() -> None:
+        nodes = virtual(2, "thread:", tmp_path, {})
+        federation = Federation(nodes)
+        build, may = federation.supervisor.build, asyncio.Event()
+
+        async def slow(members: Any) -> None:
+            await may.wait()
+            await build(members)
+
+        federation.supervisor.build = slow  # type: ignore[method-assign]
+        starting = asyncio.create_task(federation.start())
+        await asyncio.sleep(0)
+        await federation.stop()
+        may.set()
+        with pytest.raises(Stopped):
+            await starting
+        assert not any(node.built for node in nodes)
+        assert not federation.running
+
+    asyncio.run(main())
+
+
 def test_graphs_without_a_node_and_with_one_more() -> None:
     ring = topology("ring", 5)
     assert isinstance(ring, Topology)

@@ -59,6 +59,16 @@ def test_the_deadline_ends_the_wait_only_with_the_quorum() -> None:
     asyncio.run(main())
 
 
+def test_one_who_is_silent_ends_no_run_that_has_its_quorum() -> None:
+    async def main() -> None:
+        box = Mailbox()
+        box.put(half("a"))
+        heard = await box.collect("half", 0, ["a", "b"], quorum=1, deadline=None, patience=0.01)
+        assert (heard.missing, heard.silent) == (("b",), ("b",))
+
+    asyncio.run(main())
+
+
 def test_who_has_nothing_to_say_is_not_waited_for() -> None:
     async def main() -> None:
         box = Mailbox()
