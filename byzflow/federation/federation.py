@@ -297,12 +297,10 @@ class Federation:
         """Weights by what these claim, where that is wanted; those that were given stand."""
         if self._sample_cap is None:
             return
-        claims = {
-            member.id: await self.supervisor.ask(member, "samples", len(self.history) - 1)
-            for member in members
-            if member.here and member.id not in self.weights and can(member.node, "samples")
-        }
-        self.weights |= believed(claims, self._sample_cap)
+        claiming = [m for m in members if m.here and m.id not in self.weights and can(m.node, "samples")]
+        asked = (self.supervisor.ask(member, "samples", len(self.history) - 1) for member in claiming)
+        claims = dict(zip((member.id for member in claiming), await asyncio.gather(*asked), strict=True))
+        self.weights |= believed({id: claim for id, claim in claims.items() if claim is not None}, self._sample_cap)
 
     def begin(self, member: Member, done: int) -> None:
         """Let a member's program begin, after so many rounds."""

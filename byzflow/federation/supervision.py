@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from byzflow.actors.ref import ActorRef, answers
-from byzflow.errors import ActorError, FederationError, WorkerDied, one_line
+from byzflow.errors import ActorError, CheckpointError, FederationError, Stopped, WorkerDied, one_line
 from byzflow.federation.detectors import Detector, Timeout
 from byzflow.federation.member import Member
 from byzflow.gossip.effects import NodeId
@@ -187,7 +187,7 @@ class Supervisor:
         return await self.reach(member, once, round)
 
     async def reach(self, member: Member, call: Callable[[Any], Coroutine[Any, Any, Any]], round: int) -> Any:
-        """What `call` makes of the member's node; see `ask`."""
+        """What `call` makes of the member's node; see `ask`. None if its own code raises, which is told as an event."""
         while member.here and not self._closed:
             node = member.node
             try:
@@ -196,6 +196,11 @@ class Supervisor:
                 self.died(member, node, str(death))
                 await member.ready.wait()
                 await self.pace.finished(round, [member.id])
+            except (Stopped, CheckpointError):
+                raise
+            except Exception as error:  # of the node's own code: it costs this node its answer
+                self.events[member.id] = one_line(error)
+                return None
         return None
 
     async def keep(self, members: Iterable[Member], done: int) -> None:

@@ -47,6 +47,7 @@ class Defence:
             raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
         self.audit = audit
         self.state: dict[str, Any] = {}
+        self._kind: tuple[int, torch.dtype] | None = None  # of the last result: later rounds have no vote on it
         self.sample_weights: Mapping[NodeId, float] = {}
         """How much each sender counts in a rule that takes it, such as by its samples; 1 where nothing is said."""
 
@@ -65,7 +66,7 @@ class Defence:
         """The verdict on what was heard; `own`, where given, is the first row.
 
         `weights` go to a rule that takes mixing weights, where a silent neighbour's is left out. `expected` is a
-        vector of the right shape and dtype; without it those of most rows count as right.
+        vector of the right shape and dtype; without it those of the last result, or else of most rows, count as right.
         """
         case = self._case(heard, own, weights, expected)
         try:
@@ -91,7 +92,8 @@ class Defence:
         self, heard: Heard, own: tuple[NodeId, Any] | None, weights: Mapping[NodeId, float] | None, expected: Any
     ) -> _Case:
         given = ({own[0]: own[1]} if own is not None else {}) | dict(heard.values)
-        rows, rejected = _alike(given, own[1] if own is not None else expected)
+        right = own[1] if own is not None else expected
+        rows, rejected = _alike(given, self._kind if right is None else _kind(right))
         senders = list(rows)
         extras = memory.extras_for(self.state, senders)
         if weights is not None and "weights" in self.operator.accepts:
@@ -106,6 +108,7 @@ class Defence:
         self.state = memory.by_node(result.state, case.senders, self.state)
         rejected = case.rejected | {case.senders[place]: "NaN or Inf" for place in result.rejected}
         shares = {} if result.weights is None else dict(zip(case.senders, result.weights.tolist(), strict=True))
+        self._kind = _kind(result.value)
         return Verdict(result.value, result.operator, shares, rejected, case.missing)
 
     def _none(self, case: _Case, problem: Exception) -> Verdict:
@@ -130,13 +133,15 @@ class _Case:
     run: ClassVar[Callable[..., Aggregation]] = staticmethod(_run)
 
 
-def _alike(given: Mapping[NodeId, Any], right: Any) -> tuple[dict[NodeId, Tensor], dict[NodeId, str]]:
+def _alike(
+    given: Mapping[NodeId, Any], kind: tuple[int, torch.dtype] | None
+) -> tuple[dict[NodeId, Tensor], dict[NodeId, str]]:
     """The vectors that can be aggregated together, and why the others cannot."""
     vectors = {sender: value for sender, value in given.items() if _is_vector(value)}
     rejected = {sender: "no vector of floating numbers" for sender in given if sender not in vectors}
     if not vectors:
         return {}, rejected
-    most = _kind(right) if right is not None else Counter(map(_kind, vectors.values())).most_common(1)[0][0]
+    most = kind or Counter(map(_kind, vectors.values())).most_common(1)[0][0]
     for sender, value in vectors.items():
         if _kind(value) != most:
             rejected[sender] = f"{_told(_kind(value))}, not {_told(most)}"

@@ -49,6 +49,10 @@ class Mailbox:
         self._wake()
         return True
 
+    def near(self, round: int) -> bool:
+        """If a message of this round may be kept now."""
+        return self.round <= round <= self.round + self._ahead
+
     def refuse(self, sender: NodeId, reason: str) -> None:
         """Count a refusal of something that a sender sent."""
         self.refused.setdefault(sender, Counter())[reason] += 1

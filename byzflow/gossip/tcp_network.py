@@ -300,9 +300,11 @@ class TcpNetwork:
                 raise WireError("of a type that is not accepted here")
             if round is None and not self._loose:
                 raise WireError("of no round")
-            if node not in self.graph(round).in_neighbours(self.me):
+            near = round is None or self._mailbox.near(round)
+            graph = self.graph(round if near else self._mailbox.round)  # no peer chooses which graphs are drawn
+            if node not in graph.in_neighbours(self.me):
                 raise WireError("not a neighbour")
-            if version != self.graph(round).version:
+            if near and version != graph.version:
                 raise WireError("by another version of the graph")
             if fault := self.accepts[type](self.contract, value):
                 raise WireError(f"{type}: {fault}")

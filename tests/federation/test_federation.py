@@ -326,3 +326,18 @@ def test_the_same_seed_gives_the_same_models_bit_by_bit() -> None:
         digests.append([node.digest() for node in nodes])
     assert digests[0] == digests[1]
     assert len(set(digests[0])) == 4
+
+
+class Untold(Constant):
+    def evaluate(self) -> dict[str, float]:
+        raise OSError("no test data")
+
+    def digest(self) -> str:
+        raise OSError("no digest")
+
+
+def test_a_node_that_cannot_be_evaluated_costs_its_answer_alone() -> None:
+    history = Federation([Constant(1.0), Constant(1.0), Untold(1.0)]).train(2)
+    assert [report.metrics["x"] for report in history] == [-1.0, -2.0]
+    assert history[-1].events[2] in ("OSError: no test data", "OSError: no digest")
+    assert list(history[-1].digests.values()) == [(0, 1)]

@@ -71,3 +71,11 @@ def test_what_is_no_aggregation_is_refused() -> None:
     for spec in ("nnm(f=1)", "alie(f=1)"):
         with pytest.raises(SpecError, match="no aggregation"):
             Defence(spec)
+
+
+def test_colluders_have_no_vote_on_what_a_vector_looks_like_once_there_was_one() -> None:
+    defence = Defence("median")
+    defence.aggregate(heard([1.0, 2.0], [1.0, 2.0], [1.0, 2.0]))
+    verdict = defence.aggregate(heard([1.0, 2.0], [9.0], [9.0]))
+    assert verdict.value.tolist() == [1.0, 2.0]
+    assert set(verdict.rejected) == {1, 2}
