@@ -24,6 +24,7 @@ def command(
     """Run the federation of a TOML, YAML or JSON file."""
     from rich.console import Console
 
+    from byzflow.errors import SpecError
     from byzflow.federation import config, schemas
     from byzflow.federation.sinks import sink_of
     from byzflow.federation.typed_file import at
@@ -37,6 +38,12 @@ def command(
             if each.metrics.file is not None:
                 with at("metrics.file"):
                     sink_of(each.metrics.file)
+    files = [each.metrics.file for _, each in runs if each.metrics.file is not None]
+    if len(set(files)) < len(files):
+        raise SpecError(
+            f"{file}: metrics.file: {len(runs)} runs would write over each other's {files[0]}: leave it out, "
+            "and take --json --rounds"
+        )
     if check:
         for point, each in runs:
             click.echo(_json({"sweep": point, "config": each.as_dict()}) if as_json else _told(each, point))
