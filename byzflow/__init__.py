@@ -1,26 +1,30 @@
 """byzflow: training that stays right when some participants lie, break or are slow.
 
+    api          aggregate, attack
     errors       everything raised on purpose
     hookspecs    what a plugin may provide
     registry     loads plugins, looks names up
     spec         reads "arc | nnm | trimmed_mean(f=2)"
     parameters   what the fields of an operator declare
     operators    the kinds of operator; Chain
-    custom       bases of your own, as functions of the rows
+    custom       operators of your own, as functions of the rows
     ranks        what column rules are made of
-    api          aggregate, attack
-    catalogue    what is installed, as plain data
-    health       what `byzflow doctor` looks at
-    rows         the n vectors, wherever they are
+    rows, layout the n vectors, wherever they are; what one of them looks like
     gram         the n x n world
+    memory       what a rule remembers from round to round
+    attendance   what of a rule is left for those who came
     robustness   what is proven of a rule: theory
     worst_case   looks for rows that a rule does badly on
+    ledger       what nodes aggregated, written down so that anybody can compute it again
+    catalogue    what is installed, as plain data
+    health       what `byzflow doctor` looks at
+    testing      the contract every plugin must pass
     engine/      the two passes over the rows, and the report
     graph/       computation graphs and what runs them
     actors/      workers on threads, processes, other machines
-    gossip/      who hears whom, what nodes say, and the rules that mix it
-    federation/  nodes that learn together, around a centre or without; `byzflow run`
-    testing      the contract every plugin must pass
+    gossip/      who hears whom, what nodes say, and the programs that they run
+    federation/  nodes that learn together, around a centre or without
+    experiments/ small studies that anybody can repeat
     cli/         one command a file
 
 Rows may be one (n, d) tensor or array, or a list of n tensors, arrays or mappings name -> array, in any float

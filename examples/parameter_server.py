@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from byzflow.errors import ByzflowError
 from byzflow.federation.datasets import Split, load
 from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.models import make_model
@@ -56,8 +57,11 @@ def main() -> None:
     parser.add_argument("--backend", default="thread", help="of the workers: thread or process")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for defence in ("mean", options.defence):
-        print(f"{defence}: accuracy {asyncio.run(train(defence, options)):.3f}")
+    try:
+        for defence in ("mean", options.defence):
+            print(f"{defence}: accuracy {asyncio.run(train(defence, options)):.3f}")
+    except ByzflowError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,32 @@
 """Actors: objects and calls on workers, wherever they are.
 
-host       the inside of a worker: objects, calls, mailboxes
-backend    the contract of a worker, and who is asked for which URL
-thread     workers on threads of this process
-ref        an object on a worker
-channels   mailboxes that connect the workers of a pool
-pool       many workers: lazy, replaced when they die, chosen by what they can do
-hub        the links of one party: listening, dialling, who the peers are and what each has cost
-tile       some coordinates of n rows on a worker
-tiles      operators on rows whose coordinates are on several workers: aggregate_over, hold, spread
-conformance  what every backend must pass
+host          the inside of a worker: objects, calls, mailboxes
+backend       the contract of a worker, and who is asked for which URL; conformance: what each must pass
+ref           an object on a worker
+pool          many workers: lazy, replaced when they die, chosen by what they can do
+channels      mailboxes that connect the workers of a pool
+tile          some coordinates of n rows on a worker
+tiles         operators on rows whose coordinates are on several workers: aggregate_over, hold, spread
+
+thread, cuda  workers on threads of this process; one with a GPU of its own
+process       a worker in a process of its own; child: the other end of it
+interpreter   how such a process begins and ends
+objects       any object as bytes, between processes of one owner
+arena         memory that two processes share
+memory_link   a link through it
+
+link          a connection that passes frames; wire: frames as bytes, for peers that are not trusted
+rpc, remote   requests and answers over a link, and the worker at its other end
+address       where a party listens, and whether the way there needs keys
+keys, hello   who is who, and how a link begins
+socket_link   a link over a socket, encrypted or plain; buffers: memory that arrays are received into
+door, hub     how a connection gets in, and the links of one party
+peer          what one peer costs
+tcp, kept     workers on other machines, and those that outlive their link for a while
+
+ucx           workers over a fast network that is trusted
+ucx_link      a link over it
+ucx_server    the side that never loads UCX; ucx_child: the process of one worker
 """
 
 from __future__ import annotations

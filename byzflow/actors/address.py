@@ -37,6 +37,9 @@ def keys_for(host: str, keys: str | Path | Keys | None, plain: bool) -> Keys | N
         return keys if isinstance(keys, Keys) else Keys.of(keys)
     if not is_here(host):
         if not plain:
-            raise ActorError(f"{host} is not this host: give keys=DIR (byzflow keys new), or plain=True to go without")
+            raise ActorError(
+                f"{host} is not this host: give keys=DIR (byzflow keys new), or plain=True to go without; "
+                "on the command line --keys DIR, or --plain"
+            )
         warnings.warn(f"the link to {host} is neither encrypted nor authenticated", stacklevel=3)
     return None

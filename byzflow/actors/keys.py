@@ -96,7 +96,9 @@ class Keys:
         try:
             text = Path(certificate).read_text()
             mark = fingerprint(ssl.PEM_cert_to_DER_cert(text))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise KeyFault(f"{certificate} cannot be read: {error.strerror}") from None
+        except ValueError as error:
             raise KeyFault(f"{certificate} is no certificate: {error}") from None
         if self.names().get(mark, name) != name:
             raise KeyFault(f"{certificate} is trusted already, as {self.names()[mark]}")

@@ -46,7 +46,10 @@ def trust(name: str, certificate: Path, folder: Path) -> None:
 def listed(folder: Path, as_json: bool) -> None:
     """Whom this folder trusts."""
     from byzflow.actors.keys import Keys
+    from byzflow.errors import KeyFault
 
+    if not folder.is_dir():
+        raise KeyFault(f"there is no folder {folder}: name one by --dir, or make it by `byzflow keys new NAME`")
     names = {name: mark for mark, name in Keys(folder).names().items()}
     if as_json:
         click.echo(json.dumps(names, indent=2))

@@ -50,10 +50,12 @@ def command(
         click.echo(f"[{role if id is None else f'{role} {id}'}] {line}", err=as_json)
 
     from byzflow.federation.remote import setup
+    from byzflow.federation.typed_file import at
 
     for note in nodes_file.notes(file):
         say(note)
-    made = setup(file, "nodes" if role == "peer" else "workers", data_root, keys, plain, say)
+    with at(str(config)):
+        made = setup(file, "nodes" if role == "peer" else "workers", data_root, keys, plain, say)
     try:
         match role:
             case "server":

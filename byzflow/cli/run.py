@@ -24,8 +24,10 @@ def command(
     """Run the federation of a TOML, YAML or JSON file."""
     from rich.console import Console
 
+    from byzflow.errors import SpecError
     from byzflow.federation import config, schemas
-    from byzflow.federation.build import at
+    from byzflow.federation.sinks import sink_of
+    from byzflow.federation.typed_file import at
 
     runs = config.sweep(file, overrides, sweeps, note=lambda text: click.echo(f"byzflow: {text}", err=True))
     for point, each in runs:  # all are built before one is run: a mistake in the last shows at once
@@ -33,6 +35,15 @@ def command(
             found = schemas.of(each)
             if found.make in schemas.BUILT_IN:
                 found(each)
+            if each.metrics.file is not None:
+                with at("metrics.file"):
+                    sink_of(each.metrics.file)
+    files = [each.metrics.file for _, each in runs if each.metrics.file is not None]
+    if len(set(files)) < len(files):
+        raise SpecError(
+            f"{file}: metrics.file: {len(runs)} runs would write over each other's {files[0]}: leave it out, "
+            "and take --json --rounds"
+        )
     if check:
         for point, each in runs:
             click.echo(_json({"sweep": point, "config": each.as_dict()}) if as_json else _told(each, point))

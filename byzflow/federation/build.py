@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from statistics import median
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from byzflow.errors import ByzflowError, SpecError, did_you_mean, one_line
+from byzflow.errors import SpecError, did_you_mean, one_line
 from byzflow.federation import datasets
 from byzflow.federation.config import ClustersSection, Config
 from byzflow.federation.federation import STEPS, Federation
@@ -23,6 +22,7 @@ from byzflow.federation.partitions import hold_out, partition
 from byzflow.federation.randomness import random_numbers
 from byzflow.federation.report import Sink
 from byzflow.federation.supervision import Supervision
+from byzflow.federation.typed_file import at
 from byzflow.federation.virtual_node import INLINE, VirtualNode
 from byzflow.gossip.cluster import Clusters
 from byzflow.gossip.defence import Defence
@@ -122,15 +122,6 @@ def fewest_heard(config: Config, graph: str, trainers: Sequence[int]) -> int:
         made: Topology | Varying = topology(graph, count, config.federation.seed)
         shown = made.at(0) if isinstance(made, Varying) else made
     return min(1 + sum(other in speak for other in shown.in_neighbours(node)) for node in range(count))
-
-
-@contextmanager
-def at(key: str) -> Iterator[None]:
-    """Name the key that an error comes from."""
-    try:
-        yield
-    except ByzflowError as error:
-        raise SpecError(f"{key}: {error}") from error
 
 
 def _roles(config: Config) -> dict[NodeId, str]:

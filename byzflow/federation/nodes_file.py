@@ -97,7 +97,8 @@ class NodesFile(msgspec.Struct, frozen=True, kw_only=True):
         for each in members:
             if each.id == id:
                 return each
-        raise SpecError(f"no id {id} among the {group} of the file: it has {', '.join(str(m.id) for m in members)}")
+        ids = ", ".join(str(each.id) for each in members) or f"none: write them below {group}:"
+        raise SpecError(f"no id {id} among the {group} of the file: it has {ids}")
 
 
 def read(path: str | Path) -> NodesFile:

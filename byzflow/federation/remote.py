@@ -20,6 +20,7 @@ from byzflow.federation.nodes import AttackNode
 from byzflow.federation.nodes_file import Member, NodesFile
 from byzflow.federation.partitions import partition
 from byzflow.federation.randomness import seed_of
+from byzflow.federation.typed_file import at
 from byzflow.federation.vector import ModelVector
 from byzflow.gossip.contract import Contract, Term
 from byzflow.gossip.effects import NodeId
@@ -89,7 +90,8 @@ class Setup:
         training = self.file.training
         shards = max(1, sum(each.type == "honest" for each in self.members))
         shard = (member.id if member.data_shard is None else member.data_shard) % shards
-        part = partition(training.partition, self.split.train_y, shards, seed=training.seed)[shard]
+        with at("training.partition"):
+            part = partition(training.partition, self.split.train_y, shards, seed=training.seed)[shard]
         learner = LearnerNode(
             self.module(),
             (self.split.train_x[part], self.split.train_y[part]),
@@ -137,21 +139,28 @@ def setup(
         raise SpecError("the file needs server: and workers:" if group == "workers" else "the file needs nodes:")
     training = file.training
     name = training.dataset or _default_dataset(data_root, say)
-    split = datasets.load(name, data_root)
+    with at("training.dataset"):
+        split = datasets.load(name, data_root)
     for each in members:
-        if each.attack is not None and not isinstance(parse(each.attack, f=1), Attack):
-            raise SpecError(f"{each.attack!r} of id {each.id} is no attack; `byzflow list attacks` shows them")
+        if each.attack is None:
+            continue
+        with at(f"{group}[].attack"):
+            if not isinstance(parse(each.attack, f=1), Attack):
+                raise SpecError(f"{each.attack!r} of id {each.id} is no attack; `byzflow list attacks` shows them")
     ids = tuple(each.id for each in members)
     graph: Topology | Varying
     if group == "workers":
         graph = Topology((SERVER, *ids), tuple((SERVER, id) for id in ids))
     else:
-        graph = topology(file.topology, ids, training.seed)
+        with at("topology"):
+            graph = topology(file.topology, ids, training.seed)
         if isinstance(graph, Topology) and set(graph.nodes) != set(ids):
             graph = graph.renamed(ids)
     heard = len(ids) if group == "workers" else 1 + min(len(graph_at(graph).in_neighbours(id)) for id in ids)
-    rule, f = _rule(file, heard, say)
-    model = ModelVector(_module(file, split))
+    with at("aggregation"):
+        rule, f = _rule(file, heard, say)
+    with at("training.model"):
+        model = ModelVector(_module(file, split))
     terms: dict[str, Term] = {
         "training.batch_size": training.batch_size,
         "training.learning_rate": training.learning_rate,
@@ -206,7 +215,7 @@ def _rule(file: NodesFile, n: int, say: Say) -> tuple[Operator, int]:
         spec += f"(m={aggregation.krum_q})"
     rule = parse(spec, f=f, preset="byzpy" if krum else None)
     if isinstance(rule, Attack) or rule.out_rows(1000) != 1:
-        raise SpecError(f"aggregation.method: {rule} is no aggregation; `byzflow list aggregators` shows them")
+        raise SpecError(f"{rule} is no aggregation; `byzflow list aggregators` shows them")
     rule.check(n)
     if krum and n < 2 * f + 3:
         say(f"warning: {n} vectors are fewer than 2f + 3 = {2 * f + 3}: what is proven of Krum does not hold here")

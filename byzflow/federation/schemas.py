@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from byzflow.errors import PluginError, SpecError, UnknownOperator
-from byzflow.federation.build import at, build
+from byzflow.federation.build import build
 from byzflow.federation.config import Config
 from byzflow.federation.federation import Federation
+from byzflow.federation.typed_file import at
 from byzflow.registry import canonical, installed
 
 Make = TypeVar("Make", bound=Callable[..., Any])

@@ -84,12 +84,16 @@ class LogMetrics:
 
 def file_sink(path: str | Path) -> CsvFile | JsonLines:
     """The sink of a file name that ends in .csv or .jsonl; SpecError for others."""
-    match Path(path).suffix.lower():
-        case ".csv":
-            return CsvFile(path)
-        case ".jsonl":
-            return JsonLines(path)
-    raise SpecError(f"{path} must end in .csv or .jsonl")
+    return sink_of(path)(path)
+
+
+def sink_of(path: str | Path) -> type[CsvFile] | type[JsonLines]:
+    """Which sink `file_sink` makes; it touches no file."""
+    kind: type[CsvFile] | type[JsonLines] | None
+    kind = {".csv": CsvFile, ".jsonl": JsonLines}.get(Path(path).suffix.lower())
+    if kind is None:
+        raise SpecError(f"{path} must end in .csv or .jsonl")
+    return kind
 
 
 class Monitor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from byzflow.errors import SpecError, did_you_mean
+from byzflow.errors import ByzflowError, SpecError, did_you_mean
 
 T = TypeVar("T")
 LARGEST = 1 << 20  # characters: a configuration is written by hand
@@ -52,6 +53,15 @@ def typed(data: Mapping[str, Any], kind: type[T], source: str | Path) -> T:
         what, _, where = str(error).partition(" - at `")
         keys = _keys(where.rstrip("`"))
         raise fault(source, keys, _told(what, _at(data, keys), kind, keys)) from None
+
+
+@contextmanager
+def at(key: str) -> Iterator[None]:
+    """Name the key that an error comes from."""
+    try:
+        yield
+    except ByzflowError as error:
+        raise SpecError(f"{key}: {error}") from error
 
 
 def fault(source: str | Path, keys: Sequence[Key], what: str) -> SpecError:

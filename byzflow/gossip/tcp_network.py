@@ -142,7 +142,8 @@ class TcpNetwork:
             await self.hub.__aenter__()
         except OSError as error:
             raise FederationError(
-                f"cannot listen at {self.hub.url}: {error.strerror or error}; is the port in use, the address of here?"
+                f"cannot listen at {self.hub.url}: {error.strerror or error}; "
+                "is the port in use, or the address not one of this host?"
             ) from None
         for node, url in self._dial.items():
             self._dialling.append(asyncio.create_task(self._keep(node, url)))

@@ -128,6 +128,8 @@ def test_check_runs_nothing(file: str) -> None:
         (("--set", "nodes.cuont=3"), "byzflow: --set nodes.cuont: unknown key; did you mean nodes.count"),
         (("--set", "nodes.count=1"), "nodes.count: must be int >= 2, got 1"),
         (("--set", "defence.f=2", "--set", "nodes.count=4"), "defence: nnm(f=2) | trimmed_mean(f=2) needs at least 5"),
+        (("--set", "metrics.file=m.txt"), "metrics.file: m.txt must end in .csv or .jsonl"),
+        (("--set", "metrics.file=m.csv", "--sweep", "defence.f=0,1"), "2 runs would write over each other's m.csv"),
         (("--sweep", "defence.f=0,4"), "defence.f=4: defence: nnm(f=4) | trimmed_mean(f=4) needs at least 9"),
     ],
 )
