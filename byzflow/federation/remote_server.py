@@ -273,7 +273,10 @@ class RemoteServer:
                 del kept[round]
 
     def _stepped(self) -> None:
-        """The model has taken the step of this turn: write it down before it is sent."""
+        """The model has taken the step of this turn: write it down before it is sent.
+
+        A checkpoint that cannot be written is told of, and the run goes on; what the disk holds is then older.
+        """
         keep = self.setup.file.checkpoint
         done = self._turn + 1
         if keep is None or (done % keep.every and done != self.rounds):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from byzflow.errors import CheckpointError, Stopped, WorkerDied, one_line
+from byzflow.errors import Stopped, WorkerDied, one_line
 from byzflow.gossip.defence import Defence, Verdict
 from byzflow.gossip.door import Run
 from byzflow.gossip.effects import (
@@ -261,7 +261,7 @@ class Performer:
             return
         try:
             await self._ask(self.seat.take, vector)
-        except (WorkerDied, Stopped, CheckpointError):
+        except (WorkerDied, Stopped):
             raise
         except Exception as error:
             self.tell(Told(self.seat.id, round, error=one_line(error)))
