@@ -15,6 +15,7 @@ from byzflow.federation import resume as resuming
 from byzflow.federation.churn import Churn
 from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.grouping import Grouping
+from byzflow.federation.ledgers import Ledgers
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
 from byzflow.federation.observer import Observer, can
@@ -88,6 +89,8 @@ class Federation:
         `workers` one each.
     checkpoint, checkpoint_every : a folder, and after how many rounds the whole federation is saved there, with the
         nodes' places in their data and what rules remember; an older one is kept beside the newest.
+    ledger : a folder in which every node that aggregates writes down each round, and of what it was made;
+        `byzflow ledger check` computes all of it again. For rules that remember nothing from round to round.
     resume : go on from the checkpoint in that folder, to the bit as if there had been no break, if there is one. Give
         the same nodes, made in the same way, and the same settings.
 
@@ -126,6 +129,7 @@ class Federation:
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 1,
         resume: bool = False,
+        ledger: str | Path | None = None,
     ) -> None:
         given = dict(nodes) if isinstance(nodes, Mapping) else _numbered(nodes)
         if not given:
@@ -169,7 +173,7 @@ class Federation:
             {} if self._grouping is None else {SETTING: self._grouping.groups},
         )
         self._defence, self._f = defence, f
-        Defence(defence, f)
+        self._ledgers = Ledgers.of(ledger, Defence(defence, f).operator)
         self.pace = Pace(skips=self.centre is None)
         self.witness = Witness()
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
@@ -320,6 +324,7 @@ class Federation:
             self.actor_pool,
             self._weights if not self.centre else None,
             {} if self._grouping is None else {BETWEEN: Defence(self._grouping.plan.between)},
+            ledger=None if defence is None or self._ledgers is None else self._ledgers.of_node(member.id),
             limit=self.supervisor.policy.call_timeout,
             again=member.mortal,
         )
@@ -417,6 +422,8 @@ class Federation:
         for task in busy:  # in a node's own code, which may never end
             task.cancel()
         await self.supervisor.close(self.members.values())
+        if self._ledgers is not None:
+            self._ledgers.close()
         if self._workers is not None:
             await self._workers.close()
         if busy:  # but not for what waits for ever on a worker that is not ours to end
@@ -497,6 +504,7 @@ class Federation:
     def _rule(self) -> Defence:
         defence = Defence(self._defence, self._f)
         defence.sample_weights = self.weights
+        defence.recorded = self._ledgers is not None
         return defence
 
     async def _lose(self, member: Member, why: str) -> None:

@@ -20,6 +20,16 @@ from byzflow.operators import Attack, Operator
 from byzflow.spec import parse
 
 
+@dataclass(frozen=True, eq=False)
+class Record:
+    """All that it takes to compute an aggregation again; see `byzflow.ledger`."""
+
+    operator: str
+    rows: Mapping[str, Tensor]
+    """By place and sender, so that the order of the names is that of the rows."""
+    extras: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One aggregation, by node."""
@@ -32,6 +42,8 @@ class Verdict:
     rejected: Mapping[NodeId, str] = field(default_factory=dict)
     missing: tuple[NodeId, ...] = ()
     problem: str = ""
+    record: Record | None = field(default=None, repr=False, compare=False)
+    """What it was made of, where that is to be written down."""
 
 
 class Defence:
@@ -47,6 +59,8 @@ class Defence:
             raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
         self.audit = audit
         self.state: dict[str, Any] = {}
+        self.recorded = False
+        """If verdicts say what they were made of."""
         self._kind: tuple[int, torch.dtype] | None = None  # of the last result: later rounds have no vote on it
         self.sample_weights: Mapping[NodeId, float] = {}
         """How much each sender counts in a rule that takes it, such as by its samples; 1 where nothing is said."""
@@ -105,11 +119,18 @@ class Defence:
         return _Case(call, senders, rejected, heard.missing)
 
     def _verdict(self, case: _Case, result: Aggregation) -> Verdict:
+        record = self._record(case) if self.recorded else None
         self.state = memory.by_node(result.state, case.senders, self.state)
         rejected = case.rejected | {case.senders[place]: "NaN or Inf" for place in result.rejected}
         shares = {} if result.weights is None else dict(zip(case.senders, result.weights.tolist(), strict=True))
         self._kind = _kind(result.value)
-        return Verdict(result.value, result.operator, shares, rejected, case.missing)
+        return Verdict(result.value, result.operator, shares, rejected, case.missing, record=record)
+
+    def _record(self, case: _Case) -> Record:
+        operator, rows, rejected, missing, _, extras = case.call
+        names = [f"{place:05d} {sender}" for place, sender in enumerate(case.senders)]
+        spec = str(shrunk_for(operator, len(rows), rejected, missing))
+        return Record(spec, dict(zip(names, rows, strict=True)), extras)
 
     def _none(self, case: _Case, problem: Exception) -> Verdict:
         return Verdict(None, str(self.operator), rejected=case.rejected, missing=case.missing, problem=str(problem))

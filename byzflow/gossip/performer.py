@@ -31,6 +31,7 @@ from byzflow.gossip.network import Network
 from byzflow.gossip.pace import Pace
 from byzflow.gossip.witness import Witness
 from byzflow.graph.subtask import Pool
+from byzflow.ledger import Ledger
 
 LIES = {
     "update": ("lie", "update"),
@@ -113,6 +114,8 @@ class Performer:
     """The mixing weights of a node's neighbours in a round, for rules that take them."""
     stages: Mapping[str, Defence] = field(default_factory=dict)
     """The rules of a program that has more than `defence`."""
+    ledger: Ledger | None = None
+    """Where each aggregation is written down, if it is."""
     limit: float | None = None
     """Seconds after which a node's worker that does not answer counts as dead."""
     again: bool = False
@@ -249,6 +252,9 @@ class Performer:
             verdict = await defence.aggregate_on(self.pool, effect.heard, own, weights)
         if self.again:
             self._made[key] = verdict
+        if self.ledger is not None and verdict.record is not None:
+            record = verdict.record
+            self.ledger.record(effect.round, record.operator, record.rows, verdict.value, record.extras)
         self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
         return verdict.value
 
