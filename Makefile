@@ -27,7 +27,7 @@ demo: $(VENV)/ready  ## train on real digits while clients lie; print and draw w
 # One thread for each process: threads of torch that wait for each other on few cores made small models 20 times slower.
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/ready-dev  ## run the whole test suite (TEST="-m 'not slow' tests/core ...")
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST)
 
 # What every path must agree on: the definitions, their properties, and the passes themselves.
 NUMBERS := tests/operators/test_golden.py tests/operators/test_golden_search.py tests/operators/test_properties.py tests/core
