@@ -19,6 +19,7 @@ from byzflow.actors import ActorPool, ActorPoolConfig, SubTask, spawn
 from byzflow.actors.conformance import doze, echo
 from byzflow.actors.process import ProcessBackend
 from byzflow.errors import ActorError, WorkerDied
+from tests.campaigns.faults import abandoned
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory file descriptors are Linux's")
 
@@ -116,11 +117,11 @@ def test_killing_workers_among_a_hundred_calls_costs_none() -> None:
             assert await running == [k * k for k in range(100)]
             assert sum(worker.restarts for worker in pool.workers.values()) == 2
 
-    before, names = open_files(), set(os.listdir("/dev/shm"))
+    before, names = open_files(), abandoned()
     asyncio.run(asyncio.wait_for(main(), 100))
     gc.collect()
     assert open_files() <= before
-    assert set(os.listdir("/dev/shm")) <= names
+    assert abandoned() <= names
 
 
 def pow_after(k: int) -> int:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -261,8 +261,20 @@ def holdings() -> dict[str, int]:
         "threads": threading.active_count(),
         "children": len(children),
         "shared segments": segments,
-        "names in /dev/shm": len(os.listdir("/dev/shm")),
+        "abandoned names in /dev/shm": len(abandoned()),
     }
+
+
+def abandoned() -> set[str]:
+    """Names in /dev/shm that no living process has open or mapped: others' tests may have some of their own there."""
+    names = {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
+    for process in Path("/proc").glob("[0-9]*"):
+        if not names:
+            break
+        with suppress(OSError):  # it ended meanwhile
+            names -= {line.split(maxsplit=5)[-1] for line in (process / "maps").read_text().splitlines()}
+            names -= {os.readlink(each) for each in (process / "fd").iterdir()}
+    return names
 
 
 def repeat(name: str, repeats: int, seed: int = 0, tick: Callable[[], object] = lambda: None) -> Record:
