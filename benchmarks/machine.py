@@ -20,7 +20,7 @@ def describe(threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "last_level_cache": _read("/sys/devices/system/cpu/cpu0/cache/index3/size"),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
         "python": platform.python_version(),
         "kernels": kernels.active(),
         "threads": threads,
