@@ -22,6 +22,15 @@ from tests.federation.mortal import Mortal, children, descriptors
 
 NO_BEATS = Supervision(period=0)
 
+OTHERS: set[int] = set()
+"""Processes that other tests of this process keep, such as multiprocessing's own."""
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(children())
+
 
 def virtual(n: int, backend: str, folder: Any, deaths: dict[int, tuple[str, ...]], **more: Any) -> list[VirtualNode]:
     return [
@@ -69,7 +78,7 @@ def test_a_killed_worker_of_a_star_leaves_no_trace_in_the_models(tmp_path: Any, 
         assert next(report.events for report in history if report.events).keys() == {2}
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 @pytest.mark.parametrize("moment", ["honest_gradient:2", "set_parameters:2", "state:3"])
@@ -106,7 +115,7 @@ def test_kill_9_of_one_of_five_process_nodes(tmp_path: Any) -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 def test_a_death_between_rounds_is_noticed_within_two_heartbeats(tmp_path: Any) -> None:
@@ -139,7 +148,7 @@ def test_a_frozen_worker_counts_as_dead(tmp_path: Any) -> None:
             assert same(await states(federation), await straight(3, "star", 4))
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 @pytest.mark.parametrize("backend", ["process:", "thread:"])
@@ -156,7 +165,7 @@ def test_a_call_that_never_returns_counts_as_a_death(tmp_path: Any, backend: str
             assert same(await states(federation), await straight(3, "star", 3))
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 class Sleeper(Mortal):
@@ -201,7 +210,7 @@ def test_two_of_five_peers_are_lost_and_the_others_go_on(tmp_path: Any) -> None:
             assert federation.num_nodes == 5
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 def test_below_min_nodes_the_run_stops_and_says_so(tmp_path: Any) -> None:
@@ -221,7 +230,7 @@ def test_below_min_nodes_the_run_stops_and_says_so(tmp_path: Any) -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 def test_one_that_dies_again_and_again_is_lost(tmp_path: Any) -> None:
@@ -256,7 +265,7 @@ def test_nodes_that_share_a_worker_die_and_come_back_together(tmp_path: Any) -> 
             assert same(await states(federation), await straight(6, "star", 4))
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 def test_nodes_come_and_go_in_a_star() -> None:
@@ -364,7 +373,7 @@ def test_a_frozen_worker_holds_up_neither_who_reads_versions_nor_the_end(tmp_pat
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 def test_if_one_node_cannot_be_built_none_stays(tmp_path: Any) -> None:
@@ -374,15 +383,15 @@ def test_if_one_node_cannot_be_built_none_stays(tmp_path: Any) -> None:
         with pytest.raises(OSError, match="no data"):
             await federation.run(1)
         assert not any(node.built for node in nodes)
-        assert not children()
+        assert not children() - OTHERS
         await federation.stop()
         shared = [VirtualNode(Mortal, 0), VirtualNode(Unborn, 1)]
         with pytest.raises(OSError, match="no data"):
             await Federation(shared, backend="process:", workers=1).run(1)
-        assert not children()
+        assert not children() - OTHERS
 
     asyncio.run(main())
-    assert not children()
+    assert not children() - OTHERS
 
 
 class Unborn(Mortal):
