@@ -76,6 +76,7 @@ def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
         evaluate_every=config.metrics.every,
         sinks=sinks,
         byzantine=liars,
+        knowledge=config.attack.knowledge,
         weights=_weights(config, defence, sizes),
         backend=backend,
         workers=config.nodes.workers,

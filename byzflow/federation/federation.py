@@ -71,6 +71,7 @@ class Federation:
     defence : the rule, a spec or operator; f may be left open in it.
     f : Byzantine nodes to bear, of those that one node hears.
     byzantine : ids of Byzantine nodes that are not instances of `ByzantineNode`, such as those on workers.
+    knowledge : what Byzantine nodes see: the honest vectors that their receivers hear, or nothing but their own data.
     roles : "train", "eval", "test", "aggregate" or several joined by "-", by id; "train-eval" unless said.
     fraction, quorum, deadline, seed : see `byzflow.gossip.door.Run`.
     patience : seconds after which a node that waits for its quorum gives up.
@@ -107,6 +108,7 @@ class Federation:
         f: int | None = None,
         *,
         byzantine: Sequence[NodeId] = (),
+        knowledge: Literal["omniscient", "own"] = "omniscient",
         roles: Mapping[NodeId, str] | None = None,
         fraction: float = 1.0,
         quorum: int | None = None,
@@ -140,6 +142,9 @@ class Federation:
         }
         if unknown := [str(id) for id in {*byzantine, *(roles or {})} if id not in given]:
             raise FederationError(f"no node {', '.join(unknown)}; there are {', '.join(map(str, given))}")
+        if knowledge not in ("omniscient", "own"):
+            raise FederationError(f"knowledge is 'omniscient' or 'own', got {knowledge!r}")
+        self._knowledge = knowledge
         self.centre = SERVER if isinstance(topology, str) and topology == "star" else None
         self.update_byzantines, self.weights, self.actor_pool = update_byzantines, dict(weights or {}), actor_pool
         if strangers := [str(id) for id in self.weights if id not in given]:
@@ -466,7 +471,8 @@ class Federation:
     def _seat(self, member: Member) -> Seat:
         train, take = STEPS[self.exchange if self.centre else "models"]
         ignored = member.byzantine and not self.update_byzantines
-        return Seat(member.id, member.node, train, None if ignored else take, member.byzantine, self._liars)
+        taken = None if ignored else take
+        return Seat(member.id, member.node, train, taken, member.byzantine, self._liars, self._knowledge)
 
     async def _live(self, member: Member) -> None:
         """Run a node's program to its end, whatever befalls the node."""

@@ -169,7 +169,7 @@ class PoisonedNode(ByzantineNode):
 class AttackNode(ByzantineNode):
     """A participant that runs a registered attack, such as "alie" or "sign_flip(scale=4)", with all others of its kind.
 
-    With knowledge of its own data alone, give it a `learner`: then the attack sees this node's honest vector only.
+    With a `learner` it knows its own data alone: the attack is made of this node's honest vector, whatever others send.
     """
 
     def __init__(self, attack: str | Attack, learner: HonestNode | None = None, step: str | None = None) -> None:
@@ -197,14 +197,13 @@ class AttackNode(ByzantineNode):
         return self._lie(honest, place, f, "half_step")
 
     def _lie(self, honest: Sequence[Tensor], place: int, f: int, step: str) -> Tensor | None:
-        operator = parse(self.attack, f=f)
-        knows_own_alone = getattr(operator, "knowledge", "omniscient") != "omniscient"
-        if self.learner is not None and (knows_own_alone or not honest):
+        if self.learner is not None:
             honest, place, f = [getattr(self.learner, step)()], 0, 1
-            operator = parse(self.attack, f=f)
         if not honest:
             return None
-        extras: dict[str, Any] = {"own": list(honest)[:f]} if knows_own_alone else {}
+        operator = parse(self.attack, f=f)
+        assert isinstance(operator, Attack)
+        extras: dict[str, Any] = {"own": list(honest)[:f]} if operator.knowledge != "omniscient" else {}
         if "round" in operator.accepts:
             extras["round"] = self._lies  # new noise each time
             self._lies += 1

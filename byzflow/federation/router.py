@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from byzflow.errors import FederationError, NotANeighbour
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.envelope import Envelope
+from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.topology import Topology
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class MessageRouter:
         await self.route_direct(sender, message_type, payload, context)
 
     def _check(self, to: Sequence[NodeId]) -> None:
-        if strangers := [str(node) for node in to if not self.can_send_to(node)]:
-            known = ", ".join(map(str, self.get_out_neighbors())) or "none"
-            raise NotANeighbour(f"{self.node_id} may not send to {', '.join(strangers)}; its neighbours are {known}")
+        if self.topology is not None:
+            LocalNetwork.check(self.topology, self.node_id, to)
+        elif self.node_id in to:
+            raise NotANeighbour(f"{self.node_id} may not send to itself")

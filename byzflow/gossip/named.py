@@ -46,9 +46,16 @@ def full(n: int) -> Iterable[tuple[int, int]]:
     return combinations(range(n), 2)
 
 
-def k_regular(n: int, k: int = -1) -> Iterable[tuple[int, int]]:
+class _Unsaid(int):
+    """A number that a spec leaves to the graph; one that is written is another object."""
+
+
+FOUR = _Unsaid(4)
+
+
+def k_regular(n: int, k: int = FOUR) -> Iterable[tuple[int, int]]:
     """On a circle, each with the k/2 nearest (4 in all, unless said) on either side; odd k: the opposite one too."""
-    k = min(4, n - 1) if k == -1 else k
+    k = min(k, n - 1) if k is FOUR else k
     _regular("k_regular", n, k)
     return list(nx.circulant_graph(n, [*range(1, k // 2 + 1), *([n // 2] if k % 2 else [])]).edges)
 

@@ -24,11 +24,6 @@ class Pace:
         """From now on the owner waits for this node, even before its first turn."""
         self.at.setdefault(node, -1)
 
-    @property
-    def stopped(self) -> bool:
-        """If there will be no more turns."""
-        return self._stopped
-
     async def turn(self, node: NodeId) -> int | None:
         """The node's next round, once it may begin; None when there is none. What came before is then finished."""
         async with self._changed:

@@ -216,11 +216,11 @@ class Performer:
                 for node in self.run.at(round).in_neighbours(receiver)
                 if node not in liars and node in self.run.sampled(round)
             )
-            told.setdefault(honest, []).append(receiver)
+            told.setdefault(honest if self.seat.knowledge == "omniscient" else (), []).append(receiver)
         lies = []
         for honest, receivers in told.items():
             rows: list[Any] = []
-            if self.witness is not None and self.seat.knowledge == "omniscient":
+            if self.witness is not None and honest:
                 patience = self.patience if self.run.deadline is None else HASTE * self.run.deadline
                 rows = await self.witness.honest(seen, round, honest, patience)
             try:

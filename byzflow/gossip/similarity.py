@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from byzflow.gossip.effects import NodeId
+from byzflow.ranks import middle
 
 PASSES = 10
 
@@ -26,7 +27,7 @@ def cosine_distances(vectors: Mapping[NodeId, Any]) -> tuple[list[NodeId], Tenso
     if not rows:
         return [], torch.zeros(0, 0, dtype=torch.float64)
     x = torch.stack(list(rows.values()))
-    x = x - x.median(0).values
+    x = x - middle(x)
     x = x / x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)  # 1e200 squared is Inf
     unit = x / x.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     return list(rows), (1 - unit @ unit.T).clamp(0, 2).fill_diagonal_(0)

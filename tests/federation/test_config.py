@@ -194,6 +194,24 @@ def test_red_s_getting_started_file_runs(tmp_path: Path) -> None:
     assert len(history[0].digests) == 1
 
 
+@pytest.mark.parametrize("knowledge", ["omniscient", "own"])
+def test_attackers_know_what_the_file_says(tmp_path: Path, knowledge: str) -> None:
+    """How many honest vectors the one liar of four nodes is shown: all three, or none."""
+    file = f"attack.knowledge = '{knowledge}'\nnodes.count = 4\nnodes.byzantine = 1\ndefence.rule = 'mean'\n"
+    found = config.load(written(tmp_path, file + "model.name = 'softmax'"))
+    made = schemas.of(found)(found)
+    liar, shown = made[3], list[int]()
+    tell = liar.lie
+
+    def lie(rows: list[Any], place: int, f: int) -> Any:
+        shown.append(len(rows))
+        return tell(rows, place, f)
+
+    liar.lie = lie
+    made.train(2)
+    assert shown == ([3, 3] if knowledge == "omniscient" else [0, 0])
+
+
 @pytest.mark.parametrize(
     ("lines", "keys"),
     [

@@ -24,7 +24,7 @@ class Constant(HonestNode):
 
     def __init__(self, gradient: float, start: float = 0.0, delay: float = 0.0) -> None:
         self.gradient, self.x, self.delay = gradient, torch.tensor([start, start], dtype=torch.float64), delay
-        self.lr = 0.0
+        self.lr, self.taken = 0.0, 0
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(0), torch.zeros(0)
@@ -217,7 +217,28 @@ def test_several_attackers_send_the_rows_of_one_attack() -> None:
 def test_an_attacker_with_data_of_its_own_attacks_its_own_vector() -> None:
     liar = AttackNode("sign_flip(scale=1)", learner=Constant(5.0))
     history = Federation([Constant(1.0), liar], defence="mean").train(1)
-    assert history[0].metrics["x"] in (pytest.approx(0.0), pytest.approx(2.0))
+    assert history[0].metrics["x"] == pytest.approx(2.0)  # the mean of 1 and -5
+
+
+def test_attackers_without_knowledge_see_nothing_and_tell_all_the_same() -> None:
+    knows = Knows()
+    history = Federation([Constant(1.0), Constant(2.0), knows], knowledge="own").train(1)
+    assert knows.seen == 0
+    assert "RuntimeError" in history[0].errors[2]  # it has nothing to add up
+    learner = Constant(5.0, 1.0)
+    step = learner.half_step
+
+    def counted() -> Tensor:
+        learner.taken += 1
+        return step()
+
+    learner.half_step = counted  # type: ignore[method-assign]
+    nodes: list[Any] = [Constant(0.0), Constant(0.0), Constant(0.0), AttackNode("sign_flip", learner)]
+    Federation(nodes, "full", "mean", knowledge="own").train(1)
+    assert learner.taken == 1
+    assert [float(node.x[0]) for node in nodes[:3]] == [-0.25] * 3
+    with pytest.raises(FederationError, match="knowledge is 'omniscient' or 'own'"):
+        Federation([Constant(1.0)], knowledge="all")  # type: ignore[arg-type]
 
 
 def test_judges_receive_and_never_contribute() -> None:
