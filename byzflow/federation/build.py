@@ -21,6 +21,7 @@ from byzflow.federation.nodes import AttackNode
 from byzflow.federation.partitions import hold_out, partition
 from byzflow.federation.randomness import random_numbers
 from byzflow.federation.report import Sink
+from byzflow.federation.settings import ROLES
 from byzflow.federation.supervision import Supervision
 from byzflow.federation.typed_file import at
 from byzflow.federation.virtual_node import INLINE, VirtualNode
@@ -31,7 +32,6 @@ from byzflow.gossip.topology import Topology, topology
 from byzflow.gossip.varying import Varying
 from byzflow.operators import Operator
 
-ROLES = ("train", "eval", "test", "aggregate")
 DATA = ("test_share", "train", "test", "features", "classes", "spread")
 SAME = ("lr", "momentum", "weight_decay", "batch_size", "prox_mu", "server_lr", "server_momentum")
 PARTITION = ("alpha", "share", "per_node")

@@ -21,6 +21,7 @@ from byzflow.federation.nodes import ByzantineNode
 from byzflow.federation.observer import Observer, can
 from byzflow.federation.report import History, RoundReport, Sink
 from byzflow.federation.resources import Resources, plan
+from byzflow.federation.settings import check_heard, check_names, check_numbers
 from byzflow.federation.supervision import Supervision, Supervisor
 from byzflow.federation.versions import VersionStore
 from byzflow.federation.virtual_node import VirtualNode
@@ -134,14 +135,11 @@ class Federation:
         ledger: str | Path | None = None,
     ) -> None:
         given = dict(nodes) if isinstance(nodes, Mapping) else _numbered(nodes)
-        if not given:
-            raise FederationError("a federation needs at least one node")
+        check_names(given, byzantine, roles or {})
         self._workers = None if backend is None else Workers(backend, workers or len(given))
         self.members = {
             id: self._member(id, node, (roles or {}).get(id), id in byzantine) for id, node in given.items()
         }
-        if unknown := [str(id) for id in {*byzantine, *(roles or {})} if id not in given]:
-            raise FederationError(f"no node {', '.join(unknown)}; there are {', '.join(map(str, given))}")
         if knowledge not in ("omniscient", "own"):
             raise FederationError(f"knowledge is 'omniscient' or 'own', got {knowledge!r}")
         self._knowledge = knowledge
@@ -178,7 +176,11 @@ class Federation:
             {} if self._grouping is None else {SETTING: self._grouping.groups},
         )
         self._defence, self._f = defence, f
-        self._ledgers = Ledgers.of(ledger, Defence(defence, f).operator)
+        rule = Defence(defence, f).operator
+        check_numbers(self.shared, patience)
+        if self._grouping is None:
+            check_heard(rule, self.shared, [member.id for member in self.members.values() if not member.byzantine])
+        self._ledgers = Ledgers.of(ledger, rule)
         self.pace = Pace(skips=self.centre is None)
         self.witness = Witness()
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}

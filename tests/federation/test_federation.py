@@ -305,6 +305,35 @@ def test_states_and_mistakes() -> None:
     assert issubclass(NotEnoughSenders, ValueError)
 
 
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"defence": "krum", "f": 3}, NotEnoughSenders, r"krum\(f=3\) needs at least 9 senders, got 6"),
+        ({"topology": "ring", "defence": "krum", "f": 1}, NotEnoughSenders, r"at least 5 senders, got 3"),
+        ({"defence": "krum", "f": 1, "fraction": 0.5}, NotEnoughSenders, r"at least 5 senders, got 3"),
+        ({"f": -1}, FederationError, "f must be >= 0, got -1"),
+        ({"fraction": 0}, FederationError, "fraction must be > 0 and <= 1, got 0"),
+        ({"fraction": float("nan")}, FederationError, "fraction must be > 0 and <= 1, got nan"),
+        ({"deadline": 0}, FederationError, "deadline must be > 0 seconds, or None, got 0"),
+        ({"patience": -1.0}, FederationError, "patience must be > 0 seconds, or None, got -1.0"),
+        ({"quorum": 7}, FederationError, "quorum must be 1 to 6, the nodes that train, got 7"),
+        ({"quorum": 0}, FederationError, "quorum must be 1 to 6, the nodes that train, got 0"),
+        ({"roles": {0: "trian"}}, FederationError, r"node 0 has no role 'trian' in 'trian'; did you mean train\?"),
+        ({"byzantine": [9]}, FederationError, "no node 9; there are 0, 1, 2, 3, 4, 5"),
+    ],
+)
+def test_settings_that_cannot_work_are_told_at_once(
+    settings: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        Federation([Constant(1.0) for _ in range(6)], **settings)
+
+
+def test_no_node_may_speak_as_the_supervisor() -> None:
+    with pytest.raises(FederationError, match="no node may have the id 'supervisor'"):
+        Federation({"supervisor": Constant(1.0), "b": Constant(1.0)})
+
+
 def learners(n: int, **settings: Any) -> list[LearnerNode]:
     generator = torch.Generator().manual_seed(5)
     centres = torch.randn(3, 4, generator=generator) * 3
