@@ -17,7 +17,7 @@ from byzflow.actors.peer import Budget
 from byzflow.actors.wire import PREFIX, Header, Limits, decode, encode, lengths, pieces, read_header
 from byzflow.errors import LinkClosed, WireError
 
-PIECE = 120 << 10  # bytes that are handed to the socket at a time: of 64 KiB to 1 MiB the fastest, by a third
+PIECE = 120 << 10  # bytes that are handed to the socket at a time: measured the fastest of 64 KiB to 1 MiB
 WAITING = 8  # frames that may wait to be taken; then the other end has to
 BEAT = 5.0  # seconds between signs of life
 DEAD = 15.0  # seconds without any byte, or with one frame that does not come to its end at SLOWEST
