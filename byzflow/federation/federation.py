@@ -15,7 +15,7 @@ from byzflow.federation import resume as resuming
 from byzflow.federation.churn import Churn
 from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.grouping import Grouping
-from byzflow.federation.ledgers import Ledgers
+from byzflow.federation.ledgers import Ledgers, check_recordable
 from byzflow.federation.member import Member
 from byzflow.federation.nodes import ByzantineNode
 from byzflow.federation.observer import Observer, can
@@ -92,7 +92,8 @@ class Federation:
     checkpoint, checkpoint_every : a folder, and after how many rounds the whole federation is saved there, with the
         nodes' places in their data and what rules remember; an older one is kept beside the newest.
     ledger : a folder in which every node that aggregates writes down each round, and of what it was made;
-        `byzflow ledger check` computes all of it again. For rules that remember nothing from round to round.
+        `byzflow ledger check` computes all of it again. For rules that remember nothing from round to round. A folder
+        that holds rounds already is refused, but for a run that is resumed, which drops those after its checkpoint.
     resume : go on from the checkpoint in that folder, to the bit as if there had been no break, if there is one. Give
         the same nodes, made in the same way, and the same settings.
 
@@ -180,7 +181,11 @@ class Federation:
         check_numbers(self.shared, patience)
         if self._grouping is None:
             check_heard(rule, self.shared, [member.id for member in self.members.values() if not member.byzantine])
-        self._ledgers = Ledgers.of(ledger, rule)
+        self._ledgers = None if ledger is None else Ledgers(ledger, [SERVER] if self.centre else ids)
+        if self._ledgers is not None:
+            check_recordable(rule)
+            if not resume:
+                self._ledgers.check_unused()
         self.pace = Pace(skips=self.centre is None)
         self.witness = Witness()
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
@@ -292,6 +297,8 @@ class Federation:
                 raise Stopped("the run was stopped before it began")
             if self._resume and self._file is not None and checkpoints.exists(self._file):
                 await resuming.restore(self, await asyncio.to_thread(checkpoints.load, self._file))
+            if self._resume and self._ledgers is not None:
+                self._ledgers.rewind(len(self.history))  # what came after the checkpoint is made again
             await self._believe(self.members.values())
         except BaseException:
             await self.stop()
