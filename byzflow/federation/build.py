@@ -14,9 +14,10 @@ from torch import nn
 from byzflow.errors import SpecError, did_you_mean, one_line
 from byzflow.federation import datasets
 from byzflow.federation.config import ClustersSection, Config
-from byzflow.federation.federation import STEPS, Federation
+from byzflow.federation.federation import Federation
 from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.ledgers import check_recordable
+from byzflow.federation.lives import STEPS
 from byzflow.federation.models import make_model
 from byzflow.federation.nodes import AttackNode
 from byzflow.federation.partitions import hold_out, partition
