@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -124,6 +125,18 @@ class Ledger:
         self._out.flush()
         os.fsync(self._out.fileno())
         return entry
+
+    def rewind(self, round: int) -> None:
+        """Drop the entries of this round and of those after it, which are made again."""
+        self._out.seek(0)
+        kept = 0
+        for line in self._out:
+            with suppress(msgspec.MsgspecError):  # a line that does not read stays for `check` to find
+                if msgspec.json.decode(line, type=Entry).round >= round:
+                    break
+            kept += len(line)
+        self._out.truncate(kept)
+        os.fsync(self._out.fileno())
 
     def close(self) -> None:
         """End."""

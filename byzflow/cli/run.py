@@ -17,18 +17,26 @@ if TYPE_CHECKING:
 @click.option("--sweep", "sweeps", multiple=True, metavar="KEY=V1,V2", help="A run for each value, or combination.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each run.")
 @click.option("--rounds", "each_round", is_flag=True, help="Print each round too, instead of the live view.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one: federation.resume=true.")
 @click.option("--check", is_flag=True, help="Check the file and say what would run; run nothing.")
 def command(
-    file: str, overrides: tuple[str, ...], sweeps: tuple[str, ...], as_json: bool, each_round: bool, check: bool
+    file: str,
+    overrides: tuple[str, ...],
+    sweeps: tuple[str, ...],
+    as_json: bool,
+    each_round: bool,
+    resume: bool,
+    check: bool,
 ) -> None:
     """Run the federation of a TOML, YAML or JSON file."""
     from rich.console import Console
 
-    from byzflow.errors import SpecError
     from byzflow.federation import config, schemas
     from byzflow.federation.sinks import sink_of
     from byzflow.federation.typed_file import at
 
+    if resume:
+        overrides = (*overrides, "federation.resume=true")
     runs = config.sweep(file, overrides, sweeps, note=lambda text: click.echo(f"byzflow: {text}", err=True))
     for point, each in runs:  # all are built before one is run: a mistake in the last shows at once
         with at(", ".join([file, *(f"{key}={value}" for key, value in point.items())])):
@@ -38,12 +46,7 @@ def command(
             if each.metrics.file is not None:
                 with at("metrics.file"):
                     sink_of(each.metrics.file)
-    files = [each.metrics.file for _, each in runs if each.metrics.file is not None]
-    if len(set(files)) < len(files):
-        raise SpecError(
-            f"{file}: metrics.file: {len(runs)} runs would write over each other's {files[0]}: leave it out, "
-            "and take --json --rounds"
-        )
+    _check_apart(file, [each for _, each in runs])
     if check:
         for point, each in runs:
             click.echo(_json({"sweep": point, "config": each.as_dict()}) if as_json else _told(each, point))
@@ -59,6 +62,24 @@ def command(
         _table(results, console)
 
 
+def _check_apart(file: str, runs: list[Config]) -> None:
+    """SpecError if runs would write over each other's files."""
+    from pathlib import Path
+
+    from byzflow.errors import SpecError
+
+    for key, instead, paths in (
+        ("metrics.file", ", and take --json --rounds", [each.metrics.file for each in runs]),
+        ("federation.checkpoint", "", [each.federation.checkpoint for each in runs]),
+        ("federation.ledger", "", [each.federation.ledger for each in runs]),
+    ):
+        given = [Path(path) for path in paths if path is not None]
+        if len(set(given)) < len(given):
+            raise SpecError(
+                f"{file}: {key}: {len(runs)} runs would write over each other's {given[0]}: leave it out{instead}"
+            )
+
+
 def _run(each: Config, point: dict[str, Any], as_json: bool, each_round: bool, console: Any) -> Any:
     """A Summary, or what a schema of somebody's own gave."""
     import asyncio
@@ -66,7 +87,6 @@ def _run(each: Config, point: dict[str, Any], as_json: bool, each_round: bool, c
     from byzflow.federation import schemas
     from byzflow.federation.federation import Federation
     from byzflow.federation.report import History
-    from byzflow.federation.sinks import file_sink
     from byzflow.federation.summary import summary
 
     made = schemas.of(each)(each)
@@ -74,9 +94,6 @@ def _run(each: Config, point: dict[str, Any], as_json: bool, each_round: bool, c
         return summary(made)
     if not isinstance(made, Federation):
         return made
-    sink = None if each.metrics.file is None else file_sink(each.metrics.file)
-    if sink is not None:
-        made.sinks = (*made.sinks, sink)
     if point and not as_json:
         console.print(", ".join(f"{key}={value}" for key, value in point.items()), style="bold", highlight=False)
     try:
@@ -84,9 +101,6 @@ def _run(each: Config, point: dict[str, Any], as_json: bool, each_round: bool, c
     except KeyboardInterrupt:
         click.echo(f"byzflow: stopped by the keyboard after {len(made.history)} rounds", err=True)
         raise click.exceptions.Exit(130) from None
-    finally:
-        if sink is not None:
-            sink.close()
     result = summary(made.history, [member.id for member in made.members.values() if member.byzantine])
     if not as_json:
         for line in result.lines():
@@ -97,19 +111,28 @@ def _run(each: Config, point: dict[str, Any], as_json: bool, each_round: bool, c
 async def _rounds(
     federation: Federation, each: Config, as_json: bool, lines: bool, each_round: bool, console: Any
 ) -> None:
-    """All rounds, shown as they come."""
-    from contextlib import nullcontext
+    """All rounds that are not done, shown as they come."""
+    from contextlib import ExitStack, closing
 
     from rich.live import Live
 
     from byzflow.federation.live_view import live_view
+    from byzflow.federation.sinks import file_sink
 
     rounds = each.federation.rounds
     title = f"{each.federation.topology or each.federation.schema or 'star'}, {each.defence.rule}"
     live = None if as_json or lines else Live(console=console, auto_refresh=False)
     async with federation:
-        with live or nullcontext():
-            for number in range(rounds):
+        done = len(federation.history)
+        if done:
+            click.echo(f"byzflow: resumed from {each.federation.checkpoint}: {done} rounds are done", err=True)
+        with ExitStack() as open_while:
+            if each.metrics.file is not None:
+                sink = open_while.enter_context(closing(file_sink(each.metrics.file, done)))
+                federation.sinks = (*federation.sinks, sink)
+            if live is not None:
+                open_while.enter_context(live)
+            for number in range(done, rounds):
                 if number == rounds - 1:
                     federation.observer.every = 1  # the last model is always looked at
                 report = await federation.round()

@@ -17,8 +17,9 @@ Nodes
 
 Federations
     federation                  nodes, a graph and a defence, run by rounds
-    member, observer            one participant; what a round tells of all of them
     settings                    what cannot work is told before anything runs
+    lives                       the nodes' programs, from their first round to their end
+    member, observer            one participant; what a round tells of all of them
     ledgers                     each aggregation, written down so that it can be computed again
     parameter_server            a centre in two lines
     peer_to_peer                gossip in two lines; progress: training with a bar

@@ -14,8 +14,10 @@ from torch import nn
 from byzflow.errors import SpecError, did_you_mean, one_line
 from byzflow.federation import datasets
 from byzflow.federation.config import ClustersSection, Config
-from byzflow.federation.federation import STEPS, Federation
+from byzflow.federation.federation import Federation
 from byzflow.federation.learner_node import LearnerNode
+from byzflow.federation.ledgers import check_recordable
+from byzflow.federation.lives import STEPS
 from byzflow.federation.models import make_model
 from byzflow.federation.nodes import AttackNode
 from byzflow.federation.partitions import hold_out, partition
@@ -58,6 +60,7 @@ def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
     for key, most in (("quorum", heard if star else heard - 1), ("min_nodes", len(trainers))):
         if (value := getattr(config.federation, key)) is not None and value > most:
             raise SpecError(f"federation.{key}: must be at most {most}, the nodes that one can hear, got {value}")
+    _check_kept(config, defence)
     nodes, sizes = _nodes(config, liars, roles, STEPS[exchange if star else "models"][0])
     backend = None if config.nodes.backend == INLINE else config.nodes.backend
     return Federation(
@@ -81,6 +84,10 @@ def build(config: Config, graph: str, sinks: Sequence[Sink] = ()) -> Federation:
         backend=backend,
         workers=config.nodes.workers,
         supervision=Supervision(max_restarts=config.nodes.max_restarts),
+        checkpoint=config.federation.checkpoint,
+        checkpoint_every=config.federation.checkpoint_every,
+        resume=config.federation.resume,
+        ledger=config.federation.ledger,
     )
 
 
@@ -123,6 +130,17 @@ def fewest_heard(config: Config, graph: str, trainers: Sequence[int]) -> int:
         made: Topology | Varying = topology(graph, count, config.federation.seed)
         shown = made.at(0) if isinstance(made, Varying) else made
     return min(1 + sum(other in speak for other in shown.in_neighbours(node)) for node in range(count))
+
+
+def _check_kept(config: Config, rule: Operator) -> None:
+    """That there is a checkpoint where one is spoken of, and that the rule's rounds can be written down."""
+    given = config.federation
+    for key, used in (("resume", given.resume), ("checkpoint_every", given.checkpoint_every != 1)):
+        if used and given.checkpoint is None:
+            raise SpecError(f"federation.{key}: means nothing without a folder: set federation.checkpoint")
+    if given.ledger is not None:
+        with at("federation.ledger"):
+            check_recordable(rule)
 
 
 def _roles(config: Config) -> dict[NodeId, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,13 +10,21 @@ from torch import Tensor, nn
 from byzflow.errors import ModelError
 from byzflow.federation.evaluation import evaluate
 from byzflow.federation.optimizer import OptimizerStep
-from byzflow.federation.vector import ModelVector
+from byzflow.federation.vector import ModelVector, check_finite
+
+State = dict[str, Tensor]
+"""The model, "vector", and its momentum, "velocity", if there is one."""
+
+
+async def _nothing(state: State) -> None:
+    """Write nothing down."""
 
 
 class Centre:
     """A model without data, which takes the same `OptimizerStep` as the learners.
 
-    `after` is called after each step, before anybody else hears of it: what it writes down is not lost.
+    `before` is awaited with the state that a step leads to, which nobody changes, before the step is taken: who asks
+    for the model meanwhile is given the old one, and what `before` writes down is there when others hear of the step.
     """
 
     def __init__(
@@ -26,21 +34,27 @@ class Centre:
         momentum: float = 0.0,
         *,
         test: Any = None,
-        after: Callable[[], None] = lambda: None,
+        before: Callable[[State], Awaitable[None]] = _nothing,
     ) -> None:
-        self.model, self.test, self.after = ModelVector(module), test, after
+        self.model, self.test, self.before = ModelVector(module), test, before
         self.velocity: Tensor | None = None
         self._step = OptimizerStep(lr, momentum)
 
-    def apply_server_gradient(self, gradient: Tensor) -> None:
-        """The step that all take. ModelError for another length, NonFiniteRows if the model would be broken by it."""
+    async def apply_server_gradient(self, gradient: Tensor) -> None:
+        """The step that all take. ModelError for another length, NonFiniteRows if the model would be broken by it.
+
+        An error of `before` is raised once the step is taken: the others take it, too.
+        """
         x = self.model.get()
         if gradient.shape != x.shape:
             raise ModelError(f"the model has a gradient of {len(x)} numbers, got {tuple(gradient.shape)}")
         new, velocity = self._step(x, gradient.to(x), self.velocity)
-        self.model.set(new, finite=True)
-        self.velocity = velocity
-        self.after()
+        check_finite(new)
+        try:
+            await self.before(_state(new, velocity))
+        finally:
+            self.model.set(new)
+            self.velocity = velocity
 
     def digest(self) -> str:
         """SHA-256 of the model."""
@@ -50,10 +64,9 @@ class Centre:
         """Accuracy and loss on the test data."""
         return {} if self.test is None else evaluate(self.model.module, self.test)
 
-    def state(self) -> dict[str, Tensor]:
-        """Copies of the model, "vector", and of its momentum, "velocity", if there is one."""
-        state = {"vector": self.model.get().clone()}
-        return state if self.velocity is None else state | {"velocity": self.velocity.clone()}
+    def state(self) -> State:
+        """A copy."""
+        return _state(self.model.get().clone(), None if self.velocity is None else self.velocity.clone())
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` gave. ModelError if it is of another model."""
@@ -62,3 +75,7 @@ class Centre:
                 raise ModelError(f"the {name} has {len(state[name])} numbers, the model {len(self.model)}")
         self.model.set(state["vector"], finite=True)
         self.velocity = state.get("velocity")
+
+
+def _state(vector: Tensor, velocity: Tensor | None) -> State:
+    return {"vector": vector} if velocity is None else {"vector": vector, "velocity": velocity}

@@ -36,12 +36,6 @@ class Churn:
             raise FederationError("another graph must have the same nodes; `add` and `remove` change these")
         self._next = graph
 
-    async def away(self, member: Member) -> None:
-        """It takes no part in what is left of this round."""
-        member.away = True
-        self._federation.network.lose(member.id)
-        await self._federation.witness.gone(member.id)
-
     async def settle(self) -> None:
         """Between two rounds: the graph that was asked for, without who is lost, and with who comes in."""
         self.rewire()
@@ -72,10 +66,10 @@ class Churn:
         self._take(joined(graph, member.id, neighbours if federation.centre is None else [federation.centre]))
         federation.members[member.id] = member
         if member.byzantine:
-            federation._liars.append(member.id)
+            federation.lives.liars.append(member.id)
         if member.trains():
             federation.shared.contributors |= {member.id}
-        if federation._tasks:
+        if federation.lives.tasks:
             try:
                 await federation.supervisor.build([member])
                 await self._catch_up(member)
@@ -100,11 +94,11 @@ class Churn:
         self.rewire()
         del federation.members[id]
         federation.shared.contributors -= {id}
-        if id in federation._liars:
-            federation._liars.remove(id)
+        if id in federation.lives.liars:
+            federation.lives.liars.remove(id)
         federation.network.lose(id)
         await federation.witness.gone(id)
-        if (task := federation._tasks.pop(id, None)) is not None:
+        if (task := federation.lives.tasks.pop(id, None)) is not None:
             task.cancel()
         await federation.pace.leave([id])
         await federation.supervisor.forget(member)
@@ -118,7 +112,7 @@ class Churn:
             return
         if isinstance(graph, Topology) and isinstance(before, Topology) and graph.version <= before.version:
             graph = replace(graph, version=before.version + 1)
-        federation._mixing.clear()
+        federation.lives.mixing.clear()
         federation.network.topology = graph
 
     async def _enter(self, member: Member) -> None:
@@ -126,7 +120,7 @@ class Churn:
         member.away = False
         self._federation.network.up(member.id)
         await self._federation.witness.back(member.id)
-        self._federation.begin(member, len(self._federation.history))
+        self._federation.lives.begin(member, len(self._federation.history))
 
     async def _catch_up(self, member: Member) -> None:
         """Give a node the model of most others in a star, else what the rule makes of its neighbours' models."""
@@ -169,6 +163,6 @@ class Churn:
         honest = [each for each in around if callable(getattr(each.node, "get_parameters", None)) and each.here]
         models = {each.id: await supervisor.reach(each, model, done - 1) for each in honest}
         heard = Heard({id: each for id, each in models.items() if each is not None})
-        verdict = Defence(federation._defence, federation._f).aggregate(heard)
+        verdict = Defence(federation.defence, federation.f).aggregate(heard)
         if verdict.value is not None and callable(getattr(member.node, "set_parameters", None)):
             await ask(member.node, "set_parameters", verdict.value, limit=supervisor.policy.call_timeout)

@@ -41,6 +41,10 @@ class FederationSection(Section, frozen=True):
         Meta(description="what a star's nodes send; updates where they take several steps"),
     ] = ""
     min_nodes: Annotated[int, Meta(ge=1, description="below so many live training nodes the run stops")] = 1
+    checkpoint: Annotated[str, Meta(description="a folder for the whole state, relative to this file")] | None = None
+    checkpoint_every: Annotated[int, Meta(ge=1, description="rounds between two checkpoints")] = 1
+    resume: Annotated[bool, Meta(description="go on from the checkpoint if there is one, as --resume does")] = False
+    ledger: Annotated[str, Meta(description="a folder for what was aggregated: see byzflow ledger check")] | None = None
 
 
 class ClustersSection(Section, frozen=True):
@@ -162,6 +166,8 @@ class Config(Section, frozen=True):
         return plain
 
 
+PATHS = ("federation.checkpoint", "federation.ledger")
+"""Keys that are folders: in a file relative to it, on the command line to where that is typed."""
 Note = Callable[[str], None]
 """What is told of keys that change nothing."""
 
@@ -183,6 +189,8 @@ def plain(path: str | Path, overrides: Iterable[str] = (), note: Note = warnings
     data = read(path)
     if red_config.is_red(data):
         data = red_config.translated(data, str(path), note)
+    if isinstance(section := data.get("federation"), dict):
+        section.update({name: _beside(path, f"federation.{name}", value) for name, value in section.items()})
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -207,7 +215,7 @@ def sweep(
     for key, values in _flat(given):
         if not isinstance(values, list) or not values:
             raise SpecError(f"{path}: sweep.{key}: must be a list of values, got {values!r}")
-        axes[key] = values
+        axes[key] = [_beside(path, key, value) for value in values]
     for each in sweeps:
         key, equals, text = each.partition("=")
         if not equals or not text.strip():
@@ -262,6 +270,11 @@ def table() -> list[tuple[str, str, str, str]]:
             kind, meaning = _described(each.type)
             rows.append((f"{section}.{name}", kind, "" if each.default in (None, "") else str(each.default), meaning))
     return rows
+
+
+def _beside(path: str | Path, key: str, value: Any) -> Any:
+    """A value as it stands in this file: a folder is relative to the file."""
+    return str(Path(path).parent / value) if key in PATHS and isinstance(value, str) else value
 
 
 def _described(kind: Any) -> tuple[str, str]:

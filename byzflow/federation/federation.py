@@ -4,55 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from byzflow.errors import FederationError, QuorumLost, Stopped, WorkerDied, one_line
-from byzflow.federation import checkpoint as checkpoints
-from byzflow.federation import resume as resuming
+from byzflow.errors import FederationError, Stopped, one_line
 from byzflow.federation.churn import Churn
 from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.grouping import Grouping
-from byzflow.federation.ledgers import Ledgers
-from byzflow.federation.member import Member
-from byzflow.federation.nodes import ByzantineNode
+from byzflow.federation.ledgers import Ledgers, check_recordable
+from byzflow.federation.lives import GRACE, SERVER, Lives
+from byzflow.federation.member import Member, numbered
 from byzflow.federation.observer import Observer, can
 from byzflow.federation.report import History, RoundReport, Sink
 from byzflow.federation.resources import Resources, plan
+from byzflow.federation.resume import Checkpoints
 from byzflow.federation.settings import check_heard, check_names, check_numbers
 from byzflow.federation.supervision import Supervision, Supervisor
 from byzflow.federation.versions import VersionStore
-from byzflow.federation.virtual_node import VirtualNode
 from byzflow.federation.workers import Workers
-from byzflow.gossip import programs
-from byzflow.gossip.cluster import BETWEEN, SETTING, Clusters, cluster
+from byzflow.gossip.cluster import SETTING, Clusters
 from byzflow.gossip.defence import Defence
-from byzflow.gossip.door import Door, Run
-from byzflow.gossip.drive import drive
+from byzflow.gossip.door import Run
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.pace import Pace
-from byzflow.gossip.performer import Performer, Seat, ask
+from byzflow.gossip.performer import ask
 from byzflow.gossip.topology import Source, Topology, topology
 from byzflow.gossip.varying import Varying
-from byzflow.gossip.weights import metropolis_hastings
 from byzflow.gossip.witness import Witness
 from byzflow.graph.subtask import Pool
 from byzflow.operators import Operator
 
-Program = Callable[[Door], Coroutine[Any, Any, None]]
-SERVER = "server"
-GRACE = 0.2  # seconds that nodes have to end by themselves when a run is stopped
 BEHIND = 16  # rounds that a worker of a star may be late before it is lost
-STEPS = {
-    "gradients": ("honest_gradient_for_next_batch", "apply_server_gradient"),
-    "updates": ("local_update", "apply_server_update"),
-    "models": ("half_step", "adopt"),
-}
-"""What a node's methods are called that make what it sends, and take what comes of all."""
 
 
 class Federation:
@@ -92,7 +78,8 @@ class Federation:
     checkpoint, checkpoint_every : a folder, and after how many rounds the whole federation is saved there, with the
         nodes' places in their data and what rules remember; an older one is kept beside the newest.
     ledger : a folder in which every node that aggregates writes down each round, and of what it was made;
-        `byzflow ledger check` computes all of it again. For rules that remember nothing from round to round.
+        `byzflow ledger check` computes all of it again. For rules that remember nothing from round to round. A folder
+        that holds rounds already is refused, but for a run that is resumed, which drops those after its checkpoint.
     resume : go on from the checkpoint in that folder, to the bit as if there had been no break, if there is one. Give
         the same nodes, made in the same way, and the same settings.
 
@@ -134,15 +121,16 @@ class Federation:
         resume: bool = False,
         ledger: str | Path | None = None,
     ) -> None:
-        given = dict(nodes) if isinstance(nodes, Mapping) else _numbered(nodes)
+        given = dict(nodes) if isinstance(nodes, Mapping) else numbered(nodes)
         check_names(given, byzantine, roles or {})
         self._workers = None if backend is None else Workers(backend, workers or len(given))
         self.members = {
-            id: self._member(id, node, (roles or {}).get(id), id in byzantine) for id, node in given.items()
+            id: Member.of(id, node, (roles or {}).get(id, ""), id in byzantine, self._workers)
+            for id, node in given.items()
         }
         if knowledge not in ("omniscient", "own"):
             raise FederationError(f"knowledge is 'omniscient' or 'own', got {knowledge!r}")
-        self._knowledge = knowledge
+        self.knowledge = knowledge
         self.centre = SERVER if isinstance(topology, str) and topology == "star" else None
         self.update_byzantines, self.weights, self.actor_pool = update_byzantines, dict(weights or {}), actor_pool
         if strangers := [str(id) for id in self.weights if id not in given]:
@@ -157,11 +145,11 @@ class Federation:
         ids = tuple(given)
         plan = Clusters.read(topology) if isinstance(topology, str) else topology
         speakers = [member.id for member in self.members.values() if member.trains()]
-        self._grouping = Grouping(plan, ids, speakers, f or 0) if isinstance(plan, Clusters) else None
+        self.grouping = Grouping(plan, ids, speakers, f or 0) if isinstance(plan, Clusters) else None
         graph = (
             Topology((SERVER, *ids), tuple((SERVER, id) for id in ids))
             if self.centre
-            else _graph(self._grouping.groups.graph(ids) if self._grouping else topology, ids, seed)
+            else _graph(self.grouping.groups.graph(ids) if self.grouping else topology, ids, seed)
         )
         self.network = LocalNetwork(graph, BEHIND if self.centre else AHEAD)
         self.shared = Run(
@@ -173,46 +161,35 @@ class Federation:
             quorum,
             deadline,
             seed,
-            {} if self._grouping is None else {SETTING: self._grouping.groups},
+            {} if self.grouping is None else {SETTING: self.grouping.groups},
         )
-        self._defence, self._f = defence, f
+        self.defence, self.f = defence, f
         rule = Defence(defence, f).operator
         check_numbers(self.shared, patience)
-        if self._grouping is None:
+        if self.grouping is None:
             check_heard(rule, self.shared, [member.id for member in self.members.values() if not member.byzantine])
-        self._ledgers = Ledgers.of(ledger, rule)
+        self.ledgers = None if ledger is None else Ledgers(ledger, [SERVER] if self.centre else ids)
+        if self.ledgers is not None:
+            check_recordable(rule)
+            if not resume:
+                self.ledgers.check_unused()
         self.pace = Pace(skips=self.centre is None)
         self.witness = Witness()
-        self._tasks: dict[NodeId, asyncio.Task[None]] = {}
-        self._performers: dict[NodeId, Performer] = {}
-        self._fault: Exception | None = None
-        self._mixing: dict[int, Any] = {}
-        self._ended = False
         self.supervisor = Supervisor(supervision or Supervision(), self.pace, self.centre is not None)
         self.observer = Observer(
             self.members,
             self.supervisor,
             self.pace,
             self.history,
-            self._grouping,
+            self.grouping,
             evaluate_every,
             compare_digests and self.centre is not None,
         )
-        if checkpoint_every < 1 or (resume and checkpoint is None):
-            raise FederationError(
-                f"checkpoint_every must be >= 1, got {checkpoint_every}"
-                if checkpoint_every < 1
-                else "resume=True needs the folder: checkpoint=..."
-            )
-        self._file = None if checkpoint is None else Path(checkpoint) / resuming.FILE
-        self._save_every, self._resume = checkpoint_every, resume
-        self._remembered: dict[NodeId, dict[str, Any]] = {}
+        self._checkpoints = Checkpoints(checkpoint, checkpoint_every, resume)
         self.versions = VersionStore()
+        self.lives = Lives(self)
         self._churn = Churn(self)
-        self._liars = [member.id for member in self.members.values() if member.byzantine]
         self._round_lock = asyncio.Lock()
-
-    # ------------------------------------------------------------------ what users call
 
     @property
     def node_ids(self) -> tuple[NodeId, ...]:
@@ -225,9 +202,14 @@ class Federation:
         return len(self.members)
 
     @property
+    def rule(self) -> str:
+        """The defence as a spec."""
+        return str(Defence(self.defence, self.f).operator)
+
+    @property
     def running(self) -> bool:
         """If rounds can be run now."""
-        return bool(self._tasks) and not self._ended and self._fault is None
+        return bool(self.lives.tasks) and not self.lives.ended and self.lives.fault is None
 
     @property
     def topology(self) -> Topology | Varying:
@@ -284,25 +266,21 @@ class Federation:
 
     async def start(self) -> None:
         """Build the nodes and let their programs begin; needless before `run`."""
-        if self._tasks or self._ended:
+        if self.lives.tasks or self.lives.ended:
             return
         try:
             await self.supervisor.build(self.members.values())
-            if self._ended:  # meanwhile, when there was nothing to end yet
+            if self.lives.ended:  # meanwhile, when there was nothing to end yet
                 raise Stopped("the run was stopped before it began")
-            if self._resume and self._file is not None and checkpoints.exists(self._file):
-                await resuming.restore(self, await asyncio.to_thread(checkpoints.load, self._file))
+            await self._checkpoints.go_on(self)
+            if self._checkpoints.resume and self.ledgers is not None:
+                self.ledgers.rewind(len(self.history))  # what came after the checkpoint is made again
             await self._believe(self.members.values())
         except BaseException:
             await self.stop()
             raise
-        done = len(self.history)
-        await self.supervisor.keep(self.members.values(), done)
-        for member in self.members.values():
-            if member.here:
-                self.begin(member, done)
-        if self.centre:
-            self.begin(Member(SERVER, self.server or _NoModel()), done)
+        await self.supervisor.keep(self.members.values(), len(self.history))
+        self.lives.begin_all(len(self.history))
 
     async def _believe(self, members: Iterable[Member]) -> None:
         """Weights by what these claim, where that is wanted; those that were given stand."""
@@ -313,46 +291,17 @@ class Federation:
         claims = dict(zip((member.id for member in claiming), await asyncio.gather(*asked), strict=True))
         self.weights |= believed({id: claim for id, claim in claims.items() if claim is not None}, self._sample_cap)
 
-    def begin(self, member: Member, done: int) -> None:
-        """Let a member's program begin, after so many rounds."""
-        aggregates = member.id == SERVER or not self.centre
-        defence = self._rule() if aggregates else None
-        if defence is not None:
-            defence.state = self._remembered.pop(member.id, {})
-        member.performer = Performer(
-            self._seat(member),
-            self.shared,
-            self.network,
-            self.pace,
-            defence if member.performer is None else member.performer.defence,
-            self.witness,
-            self.observer.hear,
-            self.patience if aggregates or self.patience is None else 2 * self.patience,  # the centre waits itself
-            self.actor_pool,
-            self._weights if not self.centre else None,
-            {} if self._grouping is None else {BETWEEN: Defence(self._grouping.plan.between)},
-            ledger=None if defence is None or self._ledgers is None else self._ledgers.of_node(member.id),
-            limit=self.supervisor.policy.call_timeout,
-            again=member.mortal,
-        )
-        member.performer.round = done
-        self.network.mailbox(member.id).begin(done)
-        self.pace.at[member.id] = done - 1
-        self._performers[member.id] = member.performer
-        self._tasks[member.id] = asyncio.create_task(self._live(member))
-        self.supervisor.watch(member)
-
     async def round(self) -> RoundReport:
         """One round. Raises what ended the run, if it ended."""
-        if self._ended:
-            why = "" if self._fault is None else f": {one_line(self._fault)}"
+        if self.lives.ended:
+            why = "" if self.lives.fault is None else f": {one_line(self.lives.fault)}"
             raise FederationError(f"this federation was stopped{why}; make another")
         async with self._round_lock:
             await self.start()
             await self._churn.settle()
             await self._checked()
             number, began = len(self.history), time.perf_counter()
-            punctual = self.observer.punctual(number, self._tasks)
+            punctual = self.observer.punctual(number, self.lives.tasks)
             await self.pace.allow(number + 1)
             await self.pace.finished(number, punctual)
             for late in self.observer.late(number):
@@ -364,9 +313,7 @@ class Federation:
             await self._checked()
             self.history.rounds.append(report)
             self._regroup(number)
-            if self._file is not None and not len(self.history) % self._save_every:
-                state = await resuming.collect(self)
-                await asyncio.to_thread(checkpoints.save, self._file, state)
+            await self._checkpoints.save(self)
         for sink in self.sinks:
             sink(report)
         return report
@@ -374,16 +321,16 @@ class Federation:
     def _regroup(self, number: int) -> None:
         """The clusters after a round, where there are some."""
         nodes = self.network.topology.nodes
-        if self._grouping is not None and self._grouping.after(number, nodes):
-            self.shared.settings[SETTING] = self._grouping.groups
-            self.topology = self._grouping.groups.graph(nodes)
+        if self.grouping is not None and self.grouping.after(number, nodes):
+            self.shared.settings[SETTING] = self.grouping.groups
+            self.topology = self.grouping.groups.graph(nodes)
 
     async def _checked(self) -> None:
         """Raise what ended the run, if it ended."""
-        if self._fault is not None:
+        if self.lives.fault is not None:
             await self.stop()
-            raise self._fault
-        if self._ended:  # by somebody else, in the middle of a round, which then does not count
+            raise self.lives.fault
+        if self.lives.ended:  # by somebody else, in the middle of a round, which then does not count
             raise Stopped(f"the run was stopped in round {len(self.history) + 1}")
 
     async def add(self, id: NodeId, node: Any, neighbours: Sequence[NodeId] | None = None, role: str = "") -> None:
@@ -394,9 +341,9 @@ class Federation:
         the round, whose nodes are fixed.
         """
         async with self._round_lock:
-            if self._ended:
+            if self.lives.ended:
                 raise FederationError("this federation was stopped; make another")
-            await self._churn.add(self._member(id, node, role or None, False), neighbours)
+            await self._churn.add(Member.of(id, node, role, workers=self._workers), neighbours)
 
     async def remove(self, id: NodeId) -> None:
         """A node less, from the next round on; its neighbours are joined where the graph would fall apart."""
@@ -420,17 +367,10 @@ class Federation:
 
     async def stop(self) -> None:
         """End all nodes' programs, wherever they are, and all that was built here. In any state, and again too."""
-        self._ended = True
-        await self.pace.stop()
-        self.network.stop()
-        busy: set[asyncio.Task[None]] = set()
-        if self._tasks:
-            _, busy = await asyncio.wait(self._tasks.values(), timeout=GRACE)
-        for task in busy:  # in a node's own code, which may never end
-            task.cancel()
+        busy = await self.lives.end()
         await self.supervisor.close(self.members.values())
-        if self._ledgers is not None:
-            self._ledgers.close()
+        if self.ledgers is not None:
+            self.ledgers.close()
         if self._workers is not None:
             await self._workers.close()
         if busy:  # but not for what waits for ever on a worker that is not ours to end
@@ -444,124 +384,6 @@ class Federation:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.stop()
-
-    # ------------------------------------------------------------------ what is saved
-
-    @property
-    def rule(self) -> str:
-        """The defence as a spec."""
-        return str(Defence(self._defence, self._f).operator)
-
-    def rule_memory(self) -> dict[NodeId, dict[str, Any]]:
-        """What the rule of each node that aggregates remembers."""
-        return {id: each.defence.state for id, each in self._performers.items() if each.defence is not None}
-
-    def remember(self, memory: dict[NodeId, dict[str, Any]]) -> None:
-        """What the rules remember, before they begin."""
-        self._remembered = memory
-
-    # ------------------------------------------------------------------ the nodes' lives
-
-    def _member(self, id: NodeId, node: Any, role: str | None, byzantine: bool) -> Member:
-        virtual = node if isinstance(node, VirtualNode) else None
-        kind = virtual.template if virtual is not None else type(node)
-        if virtual is not None and self._workers is not None:
-            virtual.placed(self._workers)
-        lies = byzantine or (isinstance(kind, type) and issubclass(kind, ByzantineNode))
-        return Member(id, node, role or ("train-eval" if virtual is None else virtual.role), lies, virtual=virtual)
-
-    def _seat(self, member: Member) -> Seat:
-        train, take = STEPS[self.exchange if self.centre else "models"]
-        ignored = member.byzantine and not self.update_byzantines
-        taken = None if ignored else take
-        return Seat(member.id, member.node, train, taken, member.byzantine, self._liars, self._knowledge)
-
-    async def _live(self, member: Member) -> None:
-        """Run a node's program to its end, whatever befalls the node."""
-        performer, door = member.performer, Door(member.id, self.shared)
-        assert performer is not None
-        program = self._program(member.id)
-        try:
-            while True:
-                try:
-                    await self.supervisor.attend(member, drive(program(door), performer.perform))
-                    break
-                except WorkerDied as death:
-                    if not await self.supervisor.revive(member, str(death)):
-                        await self._churn.away(member)
-                        break
-        except Stopped:
-            pass
-        except WorkerDied as death:
-            await self._lose(member, str(death))
-        except QuorumLost as error:
-            if self.centre and member.id != SERVER:  # it fell so far behind that it cannot catch up
-                await self._lose(member, str(error))
-            else:
-                await self._fail(error)
-        except Exception as error:
-            await self._fail(FederationError(f"node {member.id}: {one_line(error)}"))
-        finally:
-            await self.pace.leave([member.id])
-
-    def _program(self, id: NodeId) -> Callable[[Door], Coroutine[Any, Any, None]]:
-        if self.centre:
-            return programs.server if id == SERVER else programs.worker
-        return programs.peer if self._grouping is None else cluster
-
-    def _rule(self) -> Defence:
-        defence = Defence(self._defence, self._f)
-        defence.sample_weights = self.weights
-        defence.recorded = self._ledgers is not None
-        return defence
-
-    async def _lose(self, member: Member, why: str) -> None:
-        """A node is gone for good; the others go on while they are enough."""
-        member.lost = why
-        member.ready.set()
-        self.supervisor.events[member.id] = f"lost: {why}"
-        self.network.lose(member.id)
-        await self.witness.gone(member.id)
-        alive = [each for each in self.members.values() if not each.lost and each.trains()]
-        least = max(self.min_nodes, 1 if self.centre else 2)
-        if len(alive) < least or member.id == SERVER:
-            await self._fail(
-                FederationError(f"{member.id} is lost ({why}); {len(alive)} training nodes are left, of at least "
-                                f"{least}: stopped after {len(self.history)} rounds")
-            )  # fmt: skip
-
-    async def _fail(self, error: Exception) -> None:
-        """End the run; the first reason is the one that is told."""
-        self._fault = self._fault or error
-        await self.pace.stop()
-        self.network.stop()
-
-    def _weights(self, id: NodeId, round: int) -> Mapping[NodeId, float]:
-        graph = self.shared.at(round)
-        if graph.version not in self._mixing:
-            self._mixing = {graph.version: metropolis_hastings(graph)}
-        weights = self._mixing[graph.version]
-        return {id: weights.own(id), **weights.of[id]}
-
-
-class _NoModel:
-    """The centre of a star that only aggregates."""
-
-    def apply_server_gradient(self, step: Any) -> None:
-        """Nothing to move."""
-
-    apply_server_update = apply_server_gradient
-
-
-def _numbered(nodes: Sequence[Any]) -> dict[NodeId, Any]:
-    """Nodes by id: their place, or what a virtual one is called. FederationError for two of one id."""
-    found: dict[NodeId, Any] = {}
-    for place, node in enumerate(nodes):
-        id = node.id if isinstance(node, VirtualNode) else place
-        if id in found:
-            raise FederationError(f"two nodes have the id {id!r}: give each its own")
-        found[id] = node
-    return found
 
 
 def _graph(source: Source, ids: tuple[NodeId, ...], seed: int) -> Topology | Varying:

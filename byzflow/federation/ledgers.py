@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,29 +13,35 @@ from byzflow.operators import Operator
 
 
 class Ledgers:
-    """DIR/NODE.jsonl for each node, DIR/inputs for the arrays; characters that files may not have are quoted."""
+    """DIR/NODE.jsonl for each of these nodes, DIR/inputs for the arrays; characters that files may not have are quoted.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Nothing is opened or made before a node's is asked for.
+    """
+
+    def __init__(self, folder: str | Path, nodes: Iterable[NodeId]) -> None:
+        self.folder, self.nodes = Path(folder), tuple(nodes)
         self._open: dict[NodeId, Ledger] = {}
 
-    @classmethod
-    def of(cls, folder: str | Path | None, operator: Operator) -> Ledgers | None:
-        """None without a folder. FederationError for a rule whose rounds cannot be computed one by one."""
-        if folder is None:
-            return None
-        if operator.vector_names:
-            raise FederationError(
-                f"{operator} remembers {', '.join(sorted(operator.vector_names))} from round to round, so a ledger's "
-                "rounds could not be checked one by one: leave ledger out, or take a rule without a memory"
-            )
-        return cls(Path(folder))
+    def file(self, node: NodeId) -> Path:
+        """The node's."""
+        return self.folder / f"{quote(str(node), safe='')}.jsonl"
+
+    def check_unused(self) -> None:
+        """FederationError if there are rounds of an earlier run: a ledger holds each round once."""
+        for file in map(self.file, self.nodes):
+            if file.exists() and file.stat().st_size:
+                raise FederationError(f"{file} holds rounds of an earlier run: resume that one, or take another folder")
+
+    def rewind(self, done: int) -> None:
+        """Keep the first `done` rounds of an earlier run, from which this one goes on."""
+        for node in self.nodes:
+            if self.file(node).exists():
+                self.of_node(node).rewind(done)
 
     def of_node(self, node: NodeId) -> Ledger:
         """The node's, opened when it is first asked for."""
         if node not in self._open:
-            file = self.folder / f"{quote(str(node), safe='')}.jsonl"
-            self._open[node] = Ledger(file, str(node), self.folder / INPUTS)
+            self._open[node] = Ledger(self.file(node), str(node), self.folder / INPUTS)
         return self._open[node]
 
     def close(self) -> None:
@@ -42,3 +49,12 @@ class Ledgers:
         for ledger in self._open.values():
             ledger.close()
         self._open.clear()
+
+
+def check_recordable(rule: Operator) -> None:
+    """FederationError for a rule whose rounds cannot be computed one by one."""
+    if rule.vector_names:
+        raise FederationError(
+            f"{rule} remembers {', '.join(sorted(rule.vector_names))} from round to round, so a ledger's "
+            "rounds could not be checked one by one: leave ledger out, or take a rule without a memory"
+        )

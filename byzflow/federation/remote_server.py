@@ -10,7 +10,7 @@ from typing import Any
 
 from byzflow.errors import FederationError, QuorumLost
 from byzflow.federation import checkpoint
-from byzflow.federation.centre import Centre
+from byzflow.federation.centre import Centre, State
 from byzflow.federation.presence import Presence
 from byzflow.federation.remote import SERVER, Say, Setup, finite
 from byzflow.federation.report import History, RoundReport, Sink
@@ -50,7 +50,7 @@ class RemoteServer:
         self.rounds = training.rounds if rounds is None else rounds
         self.history = History()
         self.centre = Centre(
-            setup.module(), training.learning_rate, training.momentum, test=setup.split, after=self._stepped
+            setup.module(), training.learning_rate, training.momentum, test=setup.split, before=self._keep
         )
         self.defence = Defence(setup.rule)
         self.next = self._resumed()
@@ -177,7 +177,7 @@ class RemoteServer:
         if isinstance(effect, Apply):
             self._turn = effect.round
         outcome = await self.performer.perform(effect)
-        if isinstance(effect, Apply):
+        if isinstance(effect, Apply):  # nothing else runs between the step and this: a model and its round fit always
             self.next = effect.round + 1
         if isinstance(effect, Turn) and outcome is not None:
             self.next = outcome
@@ -272,10 +272,11 @@ class RemoteServer:
             for round in [each for each in kept if each < number - AHEAD]:
                 del kept[round]
 
-    def _stepped(self) -> None:
-        """The model has taken the step of this turn: write it down before it is sent.
+    async def _keep(self, state: State) -> None:
+        """Write down what the step of this turn leads to, before it is taken and sent.
 
-        A checkpoint that cannot be written is told of, and the run goes on; what the disk holds is then older.
+        In a thread, so that links live on while the disk is slow; the server's program waits, so there is one write at
+        a time. A checkpoint that cannot be written is told of, and the run goes on; what the disk holds is then older.
         """
         keep = self.setup.file.checkpoint
         done = self._turn + 1
@@ -283,7 +284,8 @@ class RemoteServer:
             return
         terms = self.setup.contract
         about: dict[str, checkpoint.Value] = {"run": terms.run, "schema": terms.schema, "round": done}
-        checkpoint.save(keep.path, {**self.centre.state(), **about, "memory": _packed(self.defence.state)})
+        whole = {**state, **about, "memory": _packed(self.defence.state)}
+        await asyncio.to_thread(checkpoint.save, keep.path, whole)
 
     def _resumed(self) -> int:
         """The round that the checkpoint goes on with; 0 without one. FederationError if it is of another run."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from byzflow.errors import FederationError
+from byzflow.federation import checkpoint
 from byzflow.federation.report import RoundReport
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.topology import Topology
@@ -18,6 +21,31 @@ if TYPE_CHECKING:
     from byzflow.federation.federation import Federation
 
 FILE = "federation.safetensors"
+
+
+class Checkpoints:
+    """Where a federation is saved and after how many rounds, and if it goes on from there.
+
+    Raises FederationError for a number below 1, and for a run to go on with from nowhere.
+    """
+
+    def __init__(self, folder: str | Path | None, every: int = 1, resume: bool = False) -> None:
+        if every < 1:
+            raise FederationError(f"checkpoint_every must be >= 1, got {every}")
+        if resume and folder is None:
+            raise FederationError("resume=True needs the folder: checkpoint=...")
+        self.file = None if folder is None else Path(folder) / FILE
+        self.every, self.resume = every, resume
+
+    async def go_on(self, federation: Federation) -> None:
+        """Put a started federation where the saved one was, if there is one and that is wanted."""
+        if self.resume and self.file is not None and checkpoint.exists(self.file):
+            await restore(federation, await asyncio.to_thread(checkpoint.load, self.file))
+
+    async def save(self, federation: Federation) -> None:
+        """Save it after a round, if it is time."""
+        if self.file is not None and not len(federation.history) % self.every:
+            await asyncio.to_thread(checkpoint.save, self.file, await collect(federation))
 
 
 async def collect(federation: Federation) -> dict[str, Any]:
@@ -41,7 +69,7 @@ async def collect(federation: Federation) -> dict[str, Any]:
         "graph": json.dumps(_graph(graph)) if isinstance(graph, Topology) else "",
         "nodes": nodes,
         "server": server or {},
-        "memory": {json.dumps(id): packed(state) for id, state in federation.rule_memory().items()},
+        "memory": {json.dumps(id): packed(state) for id, state in federation.lives.memory().items()},
         "history": json.dumps([_summary(report) for report in federation.history]),
     }
 
@@ -71,7 +99,7 @@ async def restore(federation: Federation, saved: Mapping[str, Any]) -> None:
             member.away = not member.lost
     if federation.server is not None and saved["server"]:
         await federation.supervisor.give_state(federation.server, saved["server"])
-    federation.remember({json.loads(key): unpacked(state) for key, state in saved["memory"].items()})
+    federation.lives.remember({json.loads(key): unpacked(state) for key, state in saved["memory"].items()})
     federation.history.rounds[:] = [_report(each) for each in json.loads(saved["history"])]
 
 

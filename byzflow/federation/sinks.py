@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,14 +30,16 @@ def metrics_of(report: RoundReport) -> dict[str, float]:
 class CsvFile:
     """A line for each round; a metric that a round does not have is left empty.
 
-    `metrics` are the columns beside round, seconds and the counts. Raises SpecError for a file that cannot be written.
+    `metrics` are the columns beside round, seconds and the counts. Of a file that is there the first `done` rounds
+    stay, for a run that goes on after them. Raises SpecError for a file that cannot be written or is of another kind.
     """
 
-    def __init__(self, path: str | Path, metrics: Sequence[str] = ("accuracy", "loss")) -> None:
-        self._file = _opened(path)
+    def __init__(self, path: str | Path, metrics: Sequence[str] = ("accuracy", "loss"), done: int = 0) -> None:
+        self._file = _opened(path, done, _csv_round)
         columns = ("round", "seconds", *COUNTS, *metrics)
         self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore", lineterminator="\n")
-        self._writer.writeheader()
+        if not self._file.tell():
+            self._writer.writeheader()
 
     def __call__(self, report: RoundReport) -> None:
         """Write it, so that it is there if the next round fails."""
@@ -51,11 +54,11 @@ class CsvFile:
 class JsonLines:
     """The whole report of each round as a line of JSON, weights and reasons included; NaN and Inf are null.
 
-    Raises SpecError as `CsvFile`.
+    `done` and SpecError as in `CsvFile`.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._file = _opened(path)
+    def __init__(self, path: str | Path, done: int = 0) -> None:
+        self._file = _opened(path, done, _json_round)
 
     def __call__(self, report: RoundReport) -> None:
         """Write it, so that it is there if the next round fails."""
@@ -82,9 +85,9 @@ class LogMetrics:
         """Nothing is open."""
 
 
-def file_sink(path: str | Path) -> CsvFile | JsonLines:
+def file_sink(path: str | Path, done: int = 0) -> CsvFile | JsonLines:
     """The sink of a file name that ends in .csv or .jsonl; SpecError for others."""
-    return sink_of(path)(path)
+    return sink_of(path)(path, done=done)
 
 
 def sink_of(path: str | Path) -> type[CsvFile] | type[JsonLines]:
@@ -125,8 +128,28 @@ class Monitor:
         }
 
 
-def _opened(path: str | Path) -> TextIO:
+def _opened(path: str | Path, done: int, round_of: Callable[[bytes], int]) -> TextIO:
+    """The file to append to, with nothing in it but whole lines of rounds before `done`."""
+    path = Path(path)
     try:
-        return Path(path).open("w", encoding="utf-8", newline="")
+        if done and path.exists():
+            with path.open("rb+") as file:
+                file.truncate(
+                    sum(map(len, takewhile(lambda line: line.endswith(b"\n") and round_of(line) < done, file)))
+                )
+        return path.open("a" if done else "w", encoding="utf-8", newline="")
     except OSError as error:
         raise SpecError(f"{path} cannot be written: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, msgspec.MsgspecError):
+        raise SpecError(f"{path} holds something else than the rounds of a run: take another file") from None
+
+
+def _csv_round(line: bytes) -> int:
+    """The round, from 0, of a line of `CsvFile`; -1 of its head."""
+    first = line.partition(b",")[0]
+    return -1 if first == b"round" else int(first) - 1
+
+
+def _json_round(line: bytes) -> int:
+    """The round, from 0, of a line of `JsonLines`."""
+    return int(msgspec.json.decode(line)["round"])

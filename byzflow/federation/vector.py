@@ -86,8 +86,8 @@ class ModelVector:
                 f"the model is a vector of {len(self)} floating numbers, got {vector.dtype} of {tuple(vector.shape)}"
             )
         values = vector.detach().to(self._flat)  # first: a number of float64 can be Inf in float32
-        if finite and not is_finite(values):
-            raise NonFiniteRows(f"{int((~values.isfinite()).sum())} of the vector's {len(self)} numbers are NaN or Inf")
+        if finite:
+            check_finite(values)
         self._flat.copy_(values)
 
     def integer_buffers(self) -> dict[str, Tensor]:
@@ -146,6 +146,12 @@ class ModelVector:
 def is_finite(values: Tensor) -> bool:
     """Whether no number is NaN or Inf. A finite sum has no such part; one that is not may have overflowed."""
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def check_finite(values: Tensor) -> None:
+    """NonFiniteRows if a number of the vector is NaN or Inf."""
+    if not is_finite(values):
+        raise NonFiniteRows(f"{int((~values.isfinite()).sum())} of the vector's {len(values)} numbers are NaN or Inf")
 
 
 class _Place(NamedTuple):

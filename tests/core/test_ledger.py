@@ -166,3 +166,16 @@ def test_the_command_names_node_and_round(tmp_path: Path) -> None:
 def test_stored_arrays_that_do_not_read(data: bytes) -> None:
     with pytest.raises(ByzflowError, match="a stored array"):
         from_bytes(data)
+
+
+def test_rounds_that_are_made_again_are_dropped_and_the_ledger_goes_on(tmp_path: Path) -> None:
+    file = run(tmp_path)
+    whole = file.read_bytes()
+    for done in (4, 2, 0):
+        with Ledger(file, "a", tmp_path / "inputs") as ledger:
+            ledger.rewind(done)
+            assert [each.round for each in entries(file) if isinstance(each, Entry)] == list(range(done))
+            assert whole.startswith(file.read_bytes())
+            ledger.record(done, "median", {"x": torch.ones(2)}, torch.ones(2))
+        assert check(file, tmp_path / "inputs") == []
+        assert len(list(entries(file))) == done + 1

@@ -168,7 +168,7 @@ def test_three_rounds_and_three_after_a_break_are_six(tmp_path, graph, defence):
 
     whole = Federation(learners(), graph, defence)
     history = whole.train(6)
-    assert any(whole.rule_memory().values()) == ("momentum" in defence)
+    assert any(whole.lives.memory().values()) == ("momentum" in defence)
     Federation(learners(), graph, defence, checkpoint=tmp_path).train(3)
     later = Federation(learners(), graph, defence, checkpoint=tmp_path, checkpoint_every=2, resume=True)
     assert later.train(3).metric("loss") == history.metric("loss")

@@ -53,6 +53,17 @@ def test_toml_yaml_and_json_say_the_same(tmp_path: Path) -> None:
     assert config.load(toml).nodes.roles == {0: "eval"}
 
 
+def test_folders_are_relative_to_the_file_and_of_overrides_to_here(tmp_path: Path) -> None:
+    text = "[federation]\ncheckpoint = 'a/kept'\nledger = '/abs'\n[sweep]\n'federation.checkpoint' = ['b', '/c']\n"
+    path = written(tmp_path, text)
+    found = config.load(path).federation
+    assert (found.checkpoint, found.ledger) == (str(tmp_path / "a" / "kept"), "/abs")
+    assert config.load(path, ["federation.checkpoint=here"]).federation.checkpoint == "here"
+    assert [each.federation.checkpoint for _, each in config.sweep(path)] == [str(tmp_path / "b"), "/c"]
+    with pytest.raises(SpecError, match=r"federation.checkpoint: must be str, got 3"):
+        config.load(written(tmp_path, "[federation]\ncheckpoint = 3"))
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -96,6 +107,12 @@ def test_a_wrong_key_or_value_is_one_line_with_its_path(tmp_path: Path, text: st
         (["clusters.count=2"], "clusters: mean nothing over star"),
         (["federation.topology=cluster", "clusters.count=4", "defence.f=1"], "needs at least 3 senders, got 2"),
         (["federation.topology=cluster", "clusters.between=medan"], "clusters.between: .*did you mean"),
+        (["federation.resume=true"], "federation.resume: means nothing without a folder: set federation.checkpoint"),
+        (["federation.checkpoint_every=2"], "federation.checkpoint_every: means nothing without a folder"),
+        (
+            ["federation.ledger=kept", "defence.rule=momentum | median"],
+            "federation.ledger: .*remembers momentum from round to round",
+        ),
         (["federation.quorum=11"], "federation.quorum: must be at most 10"),
         (["federation.min_nodes=11"], "federation.min_nodes: must be at most 10"),
         (["nodes.byzantine=10"], "nodes.byzantine: must be fewer than the 10 nodes"),

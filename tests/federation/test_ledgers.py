@@ -52,6 +52,20 @@ def test_names_of_nodes_are_no_paths(tmp_path: Path) -> None:
     assert sorted(each.name for each in (tmp_path / "kept").glob("*.jsonl")) == ["..%2Fa.jsonl", "b%2Fc.jsonl"]
 
 
+def test_a_folder_that_holds_rounds_is_refused_but_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    def run(rounds: int, **more: Any) -> None:
+        Federation([Constant(1.0), Constant(2.0)], defence="mean", ledger=tmp_path / "ledger", **more).train(rounds)
+
+    run(2)
+    (tmp_path / "ledger" / "somebody.jsonl").write_text("")
+    with pytest.raises(FederationError, match=r"server.jsonl holds rounds of an earlier run: resume that one"):
+        run(2)
+    run(3, checkpoint=tmp_path / "kept", resume=True)  # no checkpoint was made yet: all rounds again
+    found = checked(tmp_path / "ledger")
+    assert (found["exit"], found["faults"]) == (0, [])
+    assert len((tmp_path / "ledger" / "server.jsonl").read_text().splitlines()) == 3
+
+
 def test_a_rule_with_a_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="remembers center"):
         Federation([Constant(1.0)], defence="centered_clipping(f=0, tau=1.0)", ledger=tmp_path)

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 
+from byzflow.actors import socket_link
 from byzflow.actors.hub import Hub
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
 from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.wire import PREFIX, Limits, decode, encode, lengths, read_header
 from byzflow.errors import ByzflowError, FederationError, LinkClosed, QuorumLost, SpecError, WireError
-from byzflow.federation import nodes_file, remote
+from byzflow.federation import checkpoint, nodes_file, remote
 from byzflow.federation.federation import Federation
 from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.remote_server import RemoteServer
@@ -527,6 +528,59 @@ def test_a_checkpoint_that_cannot_be_written_is_told_of_and_the_run_goes_on(tmp_
     server, outcomes = asyncio.run(star(nodes(free_port(), checkpoint={"path": str(tmp_path / "file" / "kept")})))
     assert all("no checkpoint was written" in report.errors["server"] for report in server.history)
     assert {each.digest for each in outcomes} == {server.centre.digest()}
+
+
+def test_a_slow_disk_stalls_no_link_and_the_file_is_the_round_s_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_link, "BEAT", 0.02)
+    kept, training = tmp_path / "kept.safetensors", {"rounds": 3, "quorum": 3, "deadline": 5.0}
+    made = setup(nodes(free_port(), honest=3, training=training, checkpoint={"path": str(kept)}))
+    server, said = RemoteServer(made), list[str]()
+    server.say = said.append
+    before, rounds, beats, writing = [server.centre.digest()], list[int](), list[int](), list[int]()
+
+    def beaten() -> int:
+        return sum(line.link._taken for line in server.network.lines.values())
+
+    async def asked(done: int) -> None:
+        """A worker that asks for the model meanwhile gets what the disk already has, and the round that it begins."""
+        assert (server.next, server.centre.digest()) == (done, before[done])
+        assert server._send_again(done)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def slow(path: Any, state: dict[str, Any]) -> None:
+            writing.append(1)
+            assert len(writing) == 1
+            asyncio.run_coroutine_threadsafe(asked(len(rounds)), loop).result(5)  # the loop goes on
+            began = beaten()
+            time.sleep(0.3)
+            beats.append(beaten() - began)
+            save(path, state)
+            rounds.append(checkpoint.load(path)["round"])
+            again = RemoteServer(made)
+            assert again.next == rounds[-1]
+            before.append(again.centre.digest())
+            writing.clear()
+
+        monkeypatch.setattr(checkpoint, "save", slow)
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            group.create_task(server.run())
+            outcomes = [group.create_task(RemoteWorker(made, id).run()) for id in range(3)]
+        assert {each.result().digest for each in outcomes} == {server.centre.digest()}
+
+    save = checkpoint.save
+    asyncio.run(main())
+    assert rounds == [1, 2, 3]
+    assert [digest for report in server.history for digest in report.digests] == before[1:]  # one model in each round
+    assert min(beats) >= 3  # in 0.3 s, in which three workers could send 15 each
+    assert not [line for line in said if "another model" in line]
+    state = checkpoint.load(kept)
+    assert torch.equal(state["vector"], server.centre.model.get())
+    assert server.centre.velocity is not None
+    assert torch.equal(state["velocity"], server.centre.velocity)
 
 
 def test_a_server_that_finds_all_rounds_done_tells_its_workers(tmp_path: Path) -> None:

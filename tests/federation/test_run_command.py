@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from byzflow.cli import Commands
+from byzflow.cli.ledger import check
 from byzflow.cli.run import command
 from byzflow.federation import config, schemas
 from byzflow.federation.live_view import curve, live_view
@@ -130,6 +134,9 @@ def test_check_runs_nothing(file: str) -> None:
         (("--set", "defence.f=2", "--set", "nodes.count=4"), "defence: nnm(f=2) | trimmed_mean(f=2) needs at least 5"),
         (("--set", "metrics.file=m.txt"), "metrics.file: m.txt must end in .csv or .jsonl"),
         (("--set", "metrics.file=m.csv", "--sweep", "defence.f=0,1"), "2 runs would write over each other's m.csv"),
+        (("--set", "federation.ledger=l", "--sweep", "defence.f=0,1"), "federation.ledger: 2 runs would write over"),
+        (("--set", "federation.checkpoint=c", "--sweep", "defence.f=0,1"), "federation.checkpoint: 2 runs would write"),
+        (("--resume",), "federation.resume: means nothing without a folder: set federation.checkpoint"),
         (("--sweep", "defence.f=0,4"), "defence.f=4: defence: nnm(f=4) | trimmed_mean(f=4) needs at least 9"),
     ],
 )
@@ -139,6 +146,60 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_any_run(file: str, argumen
     assert told in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+KILLED = """
+import os, signal, sys
+from byzflow.cli import run
+from byzflow.federation import checkpoint
+
+save, saved = checkpoint.save, []
+
+def killed(*given):  # in the sixth round, when the ledger has it and the checkpoint does not
+    saved.append(save(*given) if len(saved) < 2 else os.kill(os.getpid(), signal.SIGKILL))
+
+checkpoint.save = killed
+run.command(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("graph", ["star", "ring"])
+def test_a_killed_run_goes_on_and_ends_as_one_without_a_break(tmp_path: Path, graph: str) -> None:
+    def written(name: str) -> str:
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "run.toml"
+        kept = f"topology = '{graph}'\ncheckpoint = 'kept'\ncheckpoint_every = 2\nledger = 'ledger'\nrounds = 7\n"
+        metrics = f"[metrics]\nfile = '{path.with_name('m.jsonl')}'\n[defence]\nrule = 'median'\n"
+        path.write_text(SMALL.replace("rounds = 3\n", kept) + metrics)
+        return str(path)
+
+    def rounds(file: str) -> list[dict[str, Any]]:
+        lines = Path(file).with_name("m.jsonl").read_text().splitlines()
+        return [{**json.loads(line), "seconds": None} for line in lines]
+
+    whole, broken = written("whole"), written("broken")
+    assert run(whole, "--json").exit_code == 0
+    process = subprocess.run([sys.executable, "-c", KILLED, broken], capture_output=True, text=True, timeout=120)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert len(rounds(broken)) == 5
+    refused = run(broken)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "holds rounds of an earlier run: resume that one" in refused.stderr
+    result = run(broken, "--json", "--resume")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"byzflow: resumed from {tmp_path / 'broken' / 'kept'}: 4 rounds are done\n"
+    assert rounds(broken) == rounds(whole)  # digests and metrics
+    assert json.loads(result.stdout)["rounds"] == 7
+    for file in (tmp_path / "whole" / "ledger").glob("*.jsonl"):
+        assert file.read_bytes() == (tmp_path / "broken" / "ledger" / file.name).read_bytes()
+    checked = CliRunner().invoke(check, [str(tmp_path / "broken" / "ledger")])
+    assert checked.exit_code == 0
+    assert checked.stdout.startswith(
+        "1 ledgers, 7 rounds:" if graph == "star" else "5 ledgers, 28 rounds:"
+    )  # a liar's is empty
+    again = run(broken, "--json", "--resume")  # all is done: told again, nothing is made or lost
+    assert json.loads(again.stdout)["metrics"] == json.loads(result.stdout)["metrics"]
+    assert rounds(broken) == rounds(whole)
 
 
 def test_a_schema_of_one_s_own_runs_from_a_file(file: str) -> None:

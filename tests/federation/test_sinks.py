@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,32 @@ def test_the_summary_tells_who_moved_the_model_and_who_was_refused() -> None:
 def test_a_summary_of_nothing_is_one() -> None:
     found = summary(History())
     assert (found.rounds, found.honest_weight, found.digests_equal) == (0, None, None)
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl"])
+def test_a_run_that_goes_on_keeps_the_lines_of_the_rounds_that_are_done(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+
+    def write(reports: Iterable[RoundReport], done: int = 0) -> bytes:
+        with closing(file_sink(file, done)) as sink:
+            for report in reports:
+                sink(report)
+        return file.read_bytes()
+
+    rounds = [RoundReport(k, 0.5, (0, 1), {"accuracy": k / 10}) for k in range(12)]
+    whole = write(rounds)
+    for done in (1, 9, 12):
+        file.write_bytes(whole[:-3])  # torn by a crash
+        assert write(rounds[done:] if done < 12 else rounds[11:], done) == whole
+    file.unlink()
+    assert write(rounds[3:], 3) == b"".join(whole.splitlines(keepends=True)[k] for k in kept(name))
+    assert write(rounds) == whole  # a new run begins anew
+    file.write_bytes(b"something else\n")
+    with pytest.raises(SpecError, match="holds something else than the rounds of a run"):
+        file_sink(file, 3)
+    assert file.read_bytes() == b"something else\n"
+
+
+def kept(name: str) -> list[int]:
+    """The places of the lines of rounds 3 to 11 and of the head, if there is one."""
+    return [0, *range(4, 13)] if name == "m.csv" else list(range(3, 12))
