@@ -212,7 +212,9 @@ class ActorServer:
             each=each,
             limits=limits,
         )
-        self.ucx = UcxWorkers(is_here(self.host), trusted_fabric, allow or {}, self.hub.limits) if ucx else None
+        self.ucx = None
+        if ucx:
+            self.ucx = UcxWorkers(is_here(self.host), trusted_fabric, allow or {}, self.hub.limits, self.hub.budget)
         self._allowed = allowed() | {name: (lambda value=value: value) for name, value in (allow or {}).items()}
 
     @property

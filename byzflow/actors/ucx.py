@@ -12,6 +12,7 @@ from pathlib import Path
 from byzflow.actors.address import is_here
 from byzflow.actors.hello import REFUSED
 from byzflow.actors.link import Frame, Link
+from byzflow.actors.peer import Budget
 from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.tcp import TcpBackend
 from byzflow.actors.ucx_link import CONNECT, UcxLink, check, library
@@ -76,7 +77,7 @@ class UcxBackend(TcpBackend):
         except Exception as error:  # UCX's own, of many kinds
             error.__traceback__ = None  # see UcxLink
             raise ActorError(f"{self.where} cannot be reached by UCX: {error}; is it on UCX_NET_DEVICES?") from None
-        link = UcxLink(endpoint, self.hub.limits, control.peer, control)
+        link = UcxLink(endpoint, self.hub.limits, control.peer, Budget(self.hub.budget), control)
         try:
             async with asyncio.timeout(self.timeout):
                 answer = await link.recv()

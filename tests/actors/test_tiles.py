@@ -26,7 +26,15 @@ from byzflow.actors.process import ProcessBackend
 from byzflow.actors.tcp import ActorServer, TcpBackend
 from byzflow.actors.tile import Tile
 from byzflow.actors.tiles import HeldRows, aggregate_over, hold, spread
-from byzflow.errors import ActorError, ExtraError, NonFiniteRows, NotEnoughSenders, RowsError, UnknownOperator, WorkerDied
+from byzflow.errors import (
+    ActorError,
+    ExtraError,
+    NonFiniteRows,
+    NotEnoughSenders,
+    RowsError,
+    UnknownOperator,
+    WorkerDied,
+)
 from byzflow.graph import RobustOp, run_operator
 from byzflow.operators import CoordinateWise
 from byzflow.rows import Rows
@@ -336,18 +344,21 @@ RESULTS: dict[str, Any] = {
 def test_what_a_worker_lies_about_is_refused_in_its_name(liar: int) -> None:
     async def main() -> None:
         allow = {f"{__name__}:{each.__name__}": each for each in (Made, Liar)}
-        async with ActorServer("tcp://127.0.0.1:0", allow=allow) as server:
-            async with asyncio.timeout(100), ActorPool([ActorPoolConfig(server.url, 3)]) as pool:
-                for lie in [*SHAPES, *SUMS, *RESULTS]:
-                    tiles = {f"tcp-{k}": (9, 30, 10 * k, 10 * k + 10, lie if k == liar else "") for k in range(3)}
-                    with pytest.raises(ActorError) as caught:
-                        async with await hold(pool, tiles, Liar) as held:
-                            await held.explain("krum(f=2)")
-                    said = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
-                    assert f"'tcp-{liar}'" in said, (lie, said)
-                    assert "\n" not in said
-                async with await hold(pool, tiles | {f"tcp-{liar}": (9, 30, 0, 10, "")}, Liar) as held:
-                    await held.explain("krum(f=2)")  # and the pool is whole
+        async with (
+            asyncio.timeout(100),
+            ActorServer("tcp://127.0.0.1:0", allow=allow) as server,
+            ActorPool([ActorPoolConfig(server.url, 3)]) as pool,
+        ):
+            for lie in [*SHAPES, *SUMS, *RESULTS]:
+                tiles = {f"tcp-{k}": (9, 30, 10 * k, 10 * k + 10, lie if k == liar else "") for k in range(3)}
+                with pytest.raises(ActorError) as caught:
+                    async with await hold(pool, tiles, Liar) as held:
+                        await held.explain("krum(f=2)")
+                said = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+                assert f"'tcp-{liar}'" in said, (lie, said)
+                assert "\n" not in said
+            async with await hold(pool, tiles | {f"tcp-{liar}": (9, 30, 0, 10, "")}, Liar) as held:
+                await held.explain("krum(f=2)")  # and the pool is whole
 
     asyncio.run(main())
 
@@ -357,9 +368,9 @@ def test_one_worker_alone_cannot_have_sums_added_for_ever(monkeypatch: pytest.Mo
 
     async def main() -> None:
         async with asyncio.timeout(10), ActorPool([ActorPoolConfig("thread:", 1)]) as pool:
-            async with await hold(pool, {"thread-0": (9, 30, 0, 30, "endless sums")}, Liar) as held:
-                with pytest.raises(ActorError, match=r"\['thread-0'\] ask for more than 50 sums"):
-                    await held.aggregate("krum(f=2)")
+            held = await hold(pool, {"thread-0": (9, 30, 0, 30, "endless sums")}, Liar)
+            with pytest.raises(ActorError, match=r"\['thread-0'\] ask for more than 50 sums"):
+                await held.aggregate("krum(f=2)")
 
     asyncio.run(main())
 
@@ -367,8 +378,8 @@ def test_one_worker_alone_cannot_have_sums_added_for_ever(monkeypatch: pytest.Mo
 def test_an_extra_that_is_not_finite_is_its_givers_fault() -> None:
     async def main() -> None:
         async with pool_of("thread") as pool:
+            center = torch.ones(40).index_fill(0, torch.tensor([39]), torch.nan)
             with pytest.raises(ExtraError, match="center holds NaN or Inf"):
-                center = torch.ones(40).index_fill(0, torch.tensor([39]), torch.nan)
                 await aggregate_over(pool, "centered_clipping(tau=1.0)", normal(9, 40), center=center)
             x = normal(9, 40).index_fill(0, torch.tensor([3]), torch.nan)
             kept = [byzflow.parse("alie(f=2)").explain(x, nonfinite="keep")]
