@@ -267,8 +267,10 @@ class ActorServer:
                 case "keep", []:
                     return self._kept.keep(worker, owner, link)
                 case "rejoin", [str(token)]:
-                    unused, worker = worker, await self._kept.rejoin(token, owner, rpc)
+                    unused, (worker, earlier) = worker, self._kept.rejoin(token, owner, rpc)
                     self._kept.left(unused, link)
+                    if earlier is not link:
+                        await earlier.close()
                     return None
                 case "leave", []:
                     return self._kept.forget(worker)

@@ -134,3 +134,23 @@ def test_few_workers_of_one_owner_wait() -> None:
             await until(lambda: len(server._kept._seats) == 3)
 
     asyncio.run(main())
+
+
+def test_a_link_that_rejoins_many_workers_or_its_own_keeps_none_for_ever() -> None:
+    """One that rejoined its own was closed by that, and its worker ended twice."""
+
+    async def main() -> None:
+        async with served(keep=0.3) as server:
+            workers: list[Any] = [TcpBackend(server.host, server.port) for _ in range(4)]
+            for worker in workers:
+                await worker.start("w")
+            tokens = [await worker._ask("keep") for worker in workers[:3]]
+            await asyncio.gather(*(workers[3]._ask("rejoin", token) for token in tokens))
+            with pytest.raises(ActorError, match="is reached by this very link"):
+                await workers[3]._ask("rejoin", tokens[2])
+            await workers[3].close()
+            await until(lambda: not server._kept._seats)
+            for worker in workers:
+                await worker.close()
+
+    asyncio.run(main())
