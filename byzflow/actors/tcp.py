@@ -84,7 +84,10 @@ class TcpBackend(LinkBackend):
         await super().start(name, route)
         if self.keep:
             try:
-                self._token = await self._ask("keep")
+                token = await self._ask("keep")
+                if not isinstance(token, str) or not token:
+                    raise self._no_answer("keep", token)
+                self._token = token
             except BaseException:
                 await self.close()
                 raise

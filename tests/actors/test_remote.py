@@ -7,7 +7,8 @@ from typing import Any, Self
 
 import pytest
 
-from byzflow.actors.conformance import CHECKS, _checked, echo
+from byzflow.actors import rpc as rpc_module
+from byzflow.actors.conformance import CHECKS, Account, _checked, echo
 from byzflow.actors.link import Frame, Link, MemoryLink
 from byzflow.actors.remote import LinkBackend, Worker, serve
 from byzflow.actors.rpc import Rpc
@@ -164,5 +165,75 @@ def test_a_worker_cannot_send_in_anothers_name() -> None:
             assert (answer.kind, answer.number) == ("error" if number else "result", number)
         assert seen == [("bob", "mallory")]
         await worker.close()
+
+    asyncio.run(main())
+
+
+class Deaf(MemoryLink):
+    """To a machine that need not do what it is asked."""
+
+    trusted = False
+    peer = "lab"
+
+
+def test_a_machine_that_answers_no_cancellation_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_module, "PATIENCE", 0.2)
+
+    async def main() -> None:
+        for room in (10, 1):  # it reads, and answers nothing; it does not even read
+            here, there = Deaf.pair(room)
+            client = Rpc(here, lambda kind, arguments: asyncio.sleep(0))
+            running = asyncio.create_task(client.run())
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await client.request("call")
+            assert asyncio.get_running_loop().time() - began < 2
+            with pytest.raises(WorkerDied, match=r"lab did not end within 0\.2 s what it was asked to end"):
+                await client.request("call")
+            await asyncio.wait_for(running, 1)
+            await there.close()
+
+    asyncio.run(main())
+
+
+def test_an_error_of_another_machine_names_it() -> None:
+    async def main() -> None:
+        here, there = Deaf.pair()
+        client = Rpc(here, lambda kind, arguments: asyncio.sleep(0))
+        running = asyncio.create_task(client.run())
+        asked = asyncio.create_task(client.request("call"))
+        await there.send(Frame("error", (await there.recv()).number, ["ValueError", "no"]))
+        with pytest.raises(ValueError, match="no") as caught:
+            await asked
+        assert caught.value.__notes__ == ["on lab"]
+        await client.close()
+        await running
+
+    asyncio.run(main())
+
+
+LIES: dict[str, list[Any]] = {
+    "create": [None, 5, [1], ["1", []], [1, 5], [1, [5]], [1, ["add", None]]],
+    "receive": [None, [], ["x", 1], [5, 1, "a"], ["x", 1, 7]],
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_an_answer_that_is_none_is_refused_in_its_machines_name(kind: str) -> None:
+    async def main() -> None:
+        for lie in LIES[kind]:
+            worker = Queued()
+            await worker.start("w")
+            assert worker._rpc is not None
+            worker._rpc.link.peer = "lab"
+
+            async def answered(*request: Any, lie: Any = lie) -> Any:
+                return lie
+
+            worker._rpc.request = answered  # type: ignore[method-assign]
+            with pytest.raises(ActorError, match=f"lab answered .{kind}. by what is no answer to it"):
+                await (worker.create(Account, (), {}) if kind == "create" else worker.receive("x"))
+            await worker.close()
 
     asyncio.run(main())
