@@ -69,7 +69,7 @@ class DecentralizedNode:
         self.errors: deque[Fault] = deque(maxlen=KEPT)
         self.state: dict[str, Any] = {}
         """The node's own, for its handlers."""
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(room=self.context.room, each=True)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running = False
 
