@@ -41,10 +41,11 @@ class UcxBackend(TcpBackend):
         plain: bool = False,
         timeout: float = CONNECT,
         limits: Limits | None = None,
+        peer: str = "",
     ) -> None:
         """As `tcp://`; `timeout` in seconds is for each of: the TLS side, its start of the process, UCX."""
         check(is_here(host), trusted_fabric)
-        super().__init__(host, port, keys=keys, plain=plain, timeout=timeout, limits=limits)
+        super().__init__(host, port, keys=keys, plain=plain, timeout=timeout, limits=limits, peer=peer)
 
     async def connect(self, name: str) -> Link:
         """Be known to the server, then open UCX with the token that it gave."""

@@ -34,7 +34,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ARRAY, TUPLE, MAPPING = 1, 2, 3  # extension codes of the header
 MOST = 4096  # arrays; told to the decoder, which then makes none of too many
-EMPTY = "rows or columns of an empty array"
+ROWS = 1 << 16  # of an array without bytes: who goes through them pays for each, and who sent them paid for none
 NESTED = 100  # values inside values: opening a thousand costs milliseconds and ends in a RecursionError
 
 
@@ -60,11 +60,6 @@ class Array(msgspec.Struct, forbid_unknown_fields=True, array_like=True, frozen=
     def nbytes(self) -> int:
         """Its size, in Python's numbers, which do not overflow."""
         return math.prod(self.shape) * int(DTYPES[self.dtype].itemsize)
-
-    @property
-    def extent(self) -> int:
-        """Its numbers, or those that an empty one would have if it were not: who goes through its rows meets them."""
-        return math.prod(size or 1 for size in self.shape) if self.shape else 0
 
 
 class Header(msgspec.Struct, forbid_unknown_fields=True, array_like=True, frozen=True):
@@ -97,7 +92,8 @@ def encode(frame: Frame, sequence: int, limits: Limits) -> tuple[bytes, list[mem
     _within(len(arrays), limits.arrays, "arrays")
     _within(max((len(array.shape) for array in arrays), default=0), limits.dims, "dimensions")
     _within(end, limits.body, "bytes of arrays")
-    _within(max((array.extent for array in arrays), default=0), limits.body, EMPTY)
+    for array in arrays:
+        _bounded(array, limits)
     return PREFIX.pack(MAGIC, len(header), end) + header, bodies, offsets
 
 
@@ -122,7 +118,7 @@ def read_header(data: bytes | memoryview, body: int, limits: Limits) -> Header:
             _within(len(array.shape), limits.dims, "dimensions")
             if any(size < 0 for size in array.shape):
                 raise WireError(f"an array of shape {array.shape}")
-            _within(array.extent, limits.body, EMPTY)
+            _bounded(array, limits)
         if places([array.nbytes for array in header.arrays])[1] != body:
             raise WireError("the arrays are not as long as the body")
     except WireError:
@@ -221,6 +217,13 @@ def _array(array: Array, data: np.ndarray[Any, Any]) -> Any:
 def _within(size: int, limit: int, what: str) -> None:
     if size > limit:
         raise WireError(f"{size} {what}; the limit is {limit}")
+
+
+def _bounded(array: Array, limits: Limits) -> None:
+    """An array that is empty must not be endless in its other dimensions."""
+    if 0 in array.shape:
+        _within(math.prod(array.shape[: array.shape.index(0)]), ROWS, "rows of an empty array")
+        _within(math.prod(size or 1 for size in array.shape), limits.body, "columns of an empty array")
 
 
 def pieces(bodies: Sequence[memoryview], offsets: Sequence[int], end: int) -> list[memoryview]:

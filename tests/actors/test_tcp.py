@@ -253,10 +253,10 @@ def test_one_key_twice_cannot_hide_an_array() -> None:
 
 
 def test_an_empty_array_has_no_endless_rows() -> None:
-    for shape in ([1 << 40, 0], [0, 1 << 31]):
-        with pytest.raises(WireError, match="rows or columns of an empty array; the limit is 1073741824"):
+    for shape, what in ([1 << 17, 0], "rows"), ([300, 300, 0], "rows"), ([0, 1 << 31], "columns"):
+        with pytest.raises(WireError, match=f"{what} of an empty array; the limit is"):
             parsed(raw([0, "x", 1, ext(0), [["uint8", shape, True, False]]]))
-    with pytest.raises(WireError, match="rows or columns of an empty array; the limit is 1000"):
+    with pytest.raises(WireError, match="columns of an empty array; the limit is 1000"):
         whole(Frame("x", 1, torch.empty(0, 2000)), limits=Limits(body=1000))
     for sent in (torch.empty(0, 1000, 1000), torch.empty(()), np.zeros((3, 0))):
         assert parsed(whole(Frame("x", 1, sent))).body.shape == sent.shape

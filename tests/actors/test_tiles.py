@@ -490,6 +490,8 @@ def test_tiles_that_do_not_fit_are_refused() -> None:
                 await hold(pool, {"thread-0": (x,), "thread-1": (x[1:],)})
             with pytest.raises(ActorError, match="no worker 'threat-0' for a tile"):
                 await hold(pool, {"threat-0": (x,)})
+            with pytest.raises(RowsError, match="a tile of 65537 rows; it may have 65536"):
+                await hold(pool, {"thread-0": (torch.ones(65_537, 1),)})
             with pytest.raises(RowsError, match="no tiles"):
                 await hold(pool, {})
             with pytest.raises(RowsError, match="center does not fit"):
