@@ -18,7 +18,7 @@ from byzflow.actors.tcp import TcpBackend
 from byzflow.actors.ucx_link import CONNECT, UcxLink, check, library
 from byzflow.actors.ucx_server import UCX
 from byzflow.actors.wire import Limits
-from byzflow.errors import ActorError, LinkClosed
+from byzflow.errors import ActorError, LinkClosed, legible
 
 
 class UcxBackend(TcpBackend):
@@ -67,7 +67,7 @@ class UcxBackend(TcpBackend):
             case Frame(kind=kind, number=1, body=[int(port), bytes(token)]) if kind == UCX and 0 < port < 1 << 16:
                 return port, token
             case Frame(kind=kind, body=str(reason)) if kind == REFUSED:
-                raise ActorError(f"{self.where} refused: {reason[:500]}")
+                raise ActorError(f"{self.where} refused: {legible(reason, 500)}")
         raise ActorError(f"{self.where} answered by another wire")
 
     async def _open(self, control: SocketLink, port: int, token: bytes) -> Link:

@@ -18,7 +18,7 @@ from byzflow.actors.hub import HANDSHAKE, Hub, OnTrouble
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
 from byzflow.actors.socket_link import SocketLink
-from byzflow.errors import ActorError, FederationError, LinkClosed, MailboxFull, Stopped, WireError
+from byzflow.errors import ActorError, FederationError, LinkClosed, MailboxFull, Stopped, WireError, legible
 from byzflow.gossip.contract import BUSY, REGISTERED, Check, Contract
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.envelope import Envelope
@@ -257,9 +257,9 @@ class TcpNetwork:
                 case Frame(kind="registered", number=1):
                     await self._converse(node, link)
                 case Frame(kind="refused", body=str(reason)) if self._give_up:
-                    raise FederationError(f"{node} refuses node {self.me}: {reason[:500]}")
+                    raise FederationError(f"{node} refuses node {self.me}: {legible(reason, 500)}")
                 case Frame(kind="refused" | "busy", body=str(reason)):
-                    raise LinkClosed(f"refused: {reason[:500]}")
+                    raise LinkClosed(f"refused: {legible(reason, 500)}")
                 case _:
                     raise LinkClosed(f"{node} answers what is no answer")
 

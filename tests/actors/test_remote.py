@@ -6,13 +6,25 @@ import asyncio
 from typing import Any, Self
 
 import pytest
+import torch
 
+from byzflow.actors import host as host_module
 from byzflow.actors import rpc as rpc_module
 from byzflow.actors.conformance import CHECKS, Account, _checked, echo
 from byzflow.actors.link import Frame, Link, MemoryLink
 from byzflow.actors.remote import LinkBackend, Worker, serve
 from byzflow.actors.rpc import Rpc
-from byzflow.errors import ActorError, LinkClosed, NotEnoughSenders, RemoteError, WorkerDied, restored, told
+from byzflow.errors import (
+    ActorError,
+    LinkClosed,
+    MailboxFull,
+    NotEnoughSenders,
+    RemoteError,
+    WorkerDied,
+    restored,
+    told,
+)
+from byzflow.graph.messages import Message
 
 
 class Queued(LinkBackend):
@@ -235,5 +247,32 @@ def test_an_answer_that_is_none_is_refused_in_its_machines_name(kind: str) -> No
             with pytest.raises(ActorError, match=f"lab answered .{kind}. by what is no answer to it"):
                 await (worker.create(Account, (), {}) if kind == "create" else worker.receive("x"))
             await worker.close()
+
+    asyncio.run(main())
+
+
+def test_what_another_machine_says_cannot_move_the_cursor() -> None:
+    for said in (["ValueError", "no\x1b[2J\x1b[1;1Hall is well\r"], ["\x1b[31mNovel", "\x07\u202e"]):
+        message = str(restored(said))
+        assert not set(message) & set("\x1b\r\x07\u202e")
+    assert str(restored(["ValueError", "two\nlines"])) == "two\nlines"
+
+
+def test_a_worker_that_floods_a_mailbox_keeps_nobody_elses_messages_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "ROOM", 10_000)
+
+    async def main() -> None:
+        host = host_module.Host("here", mailbox_limit=3)
+        large = torch.zeros(1000)  # 4000 bytes
+        for _ in range(2):
+            host.deliver(Message("x", large, "lab"))
+        with pytest.raises(MailboxFull, match="'x' of lab is refused"):
+            host.deliver(Message("x", large, "lab"))
+        for k in range(3):
+            host.deliver(Message("x", k, "honest"))
+        with pytest.raises(MailboxFull, match="3 messages wait and the limit is 3: 'x' of honest is refused"):
+            host.deliver(Message("x", 3, "honest"))
+        assert [(await host.receive("x")).sender for _ in range(5)] == ["lab"] * 2 + ["honest"] * 3
+        host.close()
 
     asyncio.run(main())
