@@ -11,7 +11,7 @@ from typing import Any
 from byzflow.actors.backend import Backend
 from byzflow.actors.host import Host, Route
 from byzflow.actors.link import Link
-from byzflow.actors.rpc import Rpc
+from byzflow.actors.rpc import PATIENCE, Rpc
 from byzflow.errors import ActorError, WorkerDied, WorkerGone
 from byzflow.graph.messages import Message
 
@@ -52,9 +52,10 @@ class LinkBackend(Backend):
         return await self._ask("invoke", number, method, list(args), dict(kwargs))
 
     async def drop(self, number: int) -> None:
-        """Forget an object there."""
-        with suppress(WorkerDied):
-            await self._ask("drop", number)
+        """Forget an object there. Who is not trusted to answer has PATIENCE seconds for it."""
+        with suppress(WorkerDied, TimeoutError):
+            async with asyncio.timeout(None if self.trusted else PATIENCE):
+                await self._ask("drop", number)
 
     async def deliver(self, message: Message) -> None:
         """Into the worker's mailbox."""

@@ -316,7 +316,7 @@ class TcpNetwork:
                 raise WireError("not a neighbour")
             if near and version != graph.version:
                 raise WireError("by another version of the graph")
-            if fault := self.accepts[type](self.contract, value):
+            if fault := self._fault(type, value):
                 raise WireError(f"{type}: {fault}")
         except WireError as fault:
             self._refuse(node, line, str(fault))
@@ -332,6 +332,13 @@ class TcpNetwork:
             self.traffic.refused += 1
             return
         self.traffic.delivered += 1
+
+    def _fault(self, type: str, value: Any) -> str | None:
+        """What is wrong with a value; a check that it is too much for must not end the dialling of its sender."""
+        try:
+            return self.accepts[type](self.contract, value)
+        except Exception as error:
+            return f"its check raised {error.__class__.__name__}"
 
     def _refuse(self, node: NodeId, line: Line, reason: str) -> None:
         self.traffic.refused += 1

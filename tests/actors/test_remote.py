@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from byzflow.actors import host as host_module
+from byzflow.actors import remote as remote_module
 from byzflow.actors import rpc as rpc_module
 from byzflow.actors.conformance import CHECKS, Account, _checked, echo
 from byzflow.actors.link import Frame, Link, MemoryLink
@@ -205,6 +206,28 @@ def test_a_machine_that_answers_no_cancellation_holds_nobody_up(monkeypatch: pyt
                 await client.request("call")
             await asyncio.wait_for(running, 1)
             await there.close()
+
+    asyncio.run(main())
+
+
+def test_a_machine_that_forgets_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(rpc_module, "PATIENCE", 0.1)
+
+    class Silent(Queued):
+        trusted = False
+
+        async def connect(self, name: str) -> Link:
+            here, self.there = Deaf.pair()
+            return here
+
+    async def main() -> None:
+        worker = Silent()
+        await worker.start("w")
+        async with asyncio.timeout(5):
+            await worker.drop(1)
+            await worker.drop(1)  # nor once it has lost its link by that
+        await worker.close()
 
     asyncio.run(main())
 

@@ -497,3 +497,31 @@ def test_neighbours_over_tcp_are_bounded_by_the_bytes_of_what_waits(monkeypatch:
         await asyncio.gather(a.shutdown(), b.shutdown())
 
     asyncio.run(main())
+
+
+def test_a_value_that_is_too_much_for_its_check_is_refused_and_costs_no_link() -> None:
+    def small(contract: Any, value: Any) -> str | None:
+        return "too large" if value.norm() > 1 else None  # of a tensor, as its author believes
+
+    async def main() -> None:
+        graph, url = topology("full", ["a", "b"]), free_url()
+        assert isinstance(graph, Topology)
+        made = [RemoteContext({"b": url}, accepts={"weights": small}), RemoteContext(listen=url, accepts=["weights"])]
+        a, b = (
+            DecentralizedNode(node_id=name, context=context, topology=graph)
+            for name, context in zip("ab", made, strict=True)
+        )
+        await asyncio.gather(a.start(), b.start())
+        await b.send_message("a", "weights", "words")
+        await b.send_message("a", "weights", torch.ones(9))
+        await b.send_message("a", "weights", torch.zeros(9))
+        assert torch.equal(await a.wait_for_message("weights", 5), torch.zeros(9))
+        network = made[0].network
+        assert network is not None
+        assert network.mailbox("a").refused["b"] == {
+            "weights: its check raised AttributeError": 1,
+            "weights: too large": 1,
+        }
+        await asyncio.gather(a.shutdown(), b.shutdown())
+
+    asyncio.run(main())
