@@ -525,3 +525,35 @@ def test_a_value_that_is_too_much_for_its_check_is_refused_and_costs_no_link() -
         await asyncio.gather(a.shutdown(), b.shutdown())
 
     asyncio.run(main())
+
+
+def test_large_messages_that_handlers_work_on_are_bounded_by_their_bytes() -> None:
+    async def main() -> None:
+        graph, url = topology("full", ["a", "b"]), free_url()
+        assert isinstance(graph, Topology)
+        made = [
+            RemoteContext({"b": url}, accepts=["weights"], numbers=10_000),  # 160 kB at work
+            RemoteContext(listen=url, accepts=["weights"], numbers=10_000),
+        ]
+        a, b = (
+            DecentralizedNode(node_id=name, context=context, topology=graph)
+            for name, context in zip("ab", made, strict=True)
+        )
+        gate, seen = asyncio.Event(), []
+
+        async def handler(sender: Any, value: Any) -> None:
+            seen.append(sender)
+            await gate.wait()
+
+        b.register_message_handler("weights", handler)
+        await asyncio.gather(a.start(), b.start())
+        for _ in range(10):
+            await a.send_message("b", "weights", torch.zeros(10_000))  # 40 kB
+        await until(lambda: len(seen) >= 4)
+        await asyncio.sleep(0.2)
+        assert len(seen) == 5
+        gate.set()
+        await until(lambda: len(seen) == 10)
+        await asyncio.gather(a.shutdown(), b.shutdown())
+
+    asyncio.run(main())
