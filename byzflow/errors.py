@@ -203,6 +203,7 @@ def restored(data: Any) -> Exception:
     """The error that was told: of its own type if that is Python's or byzflow's, else a RemoteError."""
     match data:
         case [str(name), str(message)]:
+            name, message = legible(name, 100), legible(message, MESSAGE)
             known = globals().get(name) or getattr(builtins, name, None)
             wrong = (Warning, StopIteration)  # the second cannot be raised to who awaits it
             if isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, wrong):
@@ -213,6 +214,11 @@ def restored(data: Any) -> Exception:
                 return error
             return RemoteError(f"{name}: {message}")
     return RemoteError("an error that cannot be read")
+
+
+def legible(text: str, most: int) -> str:
+    """What another machine says, for a terminal: at most so many characters, and none that moves the cursor back."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text[:most])
 
 
 def one_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ pool          many workers: lazy, replaced when they die, chosen by what they ca
 channels      mailboxes that connect the workers of a pool
 tile          some coordinates of n rows on a worker
 tiles         operators on rows whose coordinates are on several workers: aggregate_over, hold, spread
+parts         what those workers send: checked, and put together
 
 thread, cuda  workers on threads of this process; one with a GPU of its own
 process       a worker in a process of its own; child: the other end of it

@@ -21,7 +21,7 @@ from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
 from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.wire import Limits
-from byzflow.errors import ActorError
+from byzflow.errors import ActorError, legible
 
 WIRE = 1  # version of what is said on a link
 HELLO, READY, REFUSED = "hello", "ready", "refused"
@@ -51,7 +51,7 @@ async def greet(link: SocketLink, said: str, purpose: str) -> None:
             link.skew = _skew(clock, (began + time.time()) / 2)
             await link.send(Frame(READY, WIRE, theirs))
         case Frame(kind="refused", body=str(reason)):
-            raise ActorError(f"refused: {reason[:500]}")
+            raise ActorError(f"refused: {legible(reason, 500)}")
         case _:
             raise ActorError("refused: it speaks another wire; install the same byzflow on both sides")
 
@@ -63,7 +63,7 @@ async def welcome(link: SocketLink, purposes: Sequence[str], limits: Limits) -> 
     """
     match await link.recv():
         case Frame(kind="hello", number=1, body=[str(version), str(said), str(asked), float(clock), bytes(nonce)]):
-            hello = Hello(version[:20], said[:64], asked[:100], clock, nonce[:64])
+            hello = Hello(legible(version, 20), said[:64], asked[:100], clock, nonce[:64])
         case Frame(kind="hello", number=int(number)):
             raise ActorError(f"wire {number} asks, wire {WIRE} answers, or the hello does not read; {SAME}")
         case _:

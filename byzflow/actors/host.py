@@ -15,6 +15,8 @@ from byzflow.errors import ActorError, did_you_mean
 from byzflow.graph.calls import awaited, called
 from byzflow.graph.messages import Mailbox, Message
 
+ROOM = 1 << 31  # bytes of one sender's messages that may wait; a worker elsewhere may flood those that are here
+
 Route = Callable[[str, Message], Awaitable[None]]
 """Carries a message to the worker of that name."""
 
@@ -31,6 +33,7 @@ class Host:
     ) -> None:
         """`route` is how messages leave; without it the worker can only receive.
 
+        `mailbox_limit` bounds the messages of one sender that wait, besides their bytes.
         `around(fn, *args, **kwargs)` runs a plain function, such as on a device; by default it just calls it.
         """
         self.name = name
@@ -38,7 +41,7 @@ class Host:
         self._route = route
         self._actors: dict[int, Any] = {}
         self._numbers = count(1)
-        self._mailbox = Mailbox(mailbox_limit)  # one type of message for each channel
+        self._mailbox = Mailbox(mailbox_limit, ROOM, each=True)  # one type of message for each channel
         self._plain = ThreadPoolExecutor(1, thread_name_prefix=f"byzflow-{name}")
 
     async def call(

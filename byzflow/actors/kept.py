@@ -40,21 +40,25 @@ class Kept:
         self._seats[token] = Seat(worker, owner, link)
         return token
 
-    async def rejoin(self, token: str, owner: str, rpc: Rpc) -> Worker:
-        """The worker of this token, whose earlier link ends. Raises ActorError if it is not there, or another's."""
+    def rejoin(self, token: str, owner: str, rpc: Rpc) -> tuple[Worker, Link]:
+        """The worker of this token, and its earlier link, to be closed; its new one is that of `rpc`.
+
+        Raises ActorError if it is not there, or another's. Does not wait: in between, the new link might end.
+        """
         seat = self._seats.get(token)
         if seat is None or seat.owner != owner:
             raise ActorError(
                 "no worker is kept under this token: the server was restarted, or too much time has passed; "
                 "its objects are gone"
             )
+        if seat.link is rpc.link and seat.ending is None:
+            raise ActorError("the worker of this token is reached by this very link")
         if seat.ending is not None:
             seat.ending.cancel()
             seat.ending = None
         earlier, seat.link = seat.link, rpc.link
         seat.worker.rpc = rpc
-        await earlier.close()
-        return seat.worker
+        return seat.worker, earlier
 
     def forget(self, worker: Worker) -> None:
         """Its owner needs it no more: it ends with its link."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from byzflow.errors import WireError
+from byzflow.errors import WireError, legible
 
 if TYPE_CHECKING:
     from byzflow.actors.socket_link import SocketLink
@@ -98,7 +98,7 @@ class Accounts:
     def count(self, peer: str, reason: str) -> None:
         """Remember a refusal, of at most a thousand peers and twenty reasons each."""
         reasons = self.refused.setdefault(peer if peer in self.refused or len(self.refused) < 1000 else "others", {})
-        reason = reason[:100]
+        reason = legible(reason, 100)
         reason = reason if reason in reasons or len(reasons) < 20 else "other reasons"
         reasons[reason] = reasons.get(reason, 0) + 1
 

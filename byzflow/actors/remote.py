@@ -11,7 +11,7 @@ from typing import Any
 from byzflow.actors.backend import Backend
 from byzflow.actors.host import Host, Route
 from byzflow.actors.link import Link
-from byzflow.actors.rpc import Rpc
+from byzflow.actors.rpc import PATIENCE, Rpc
 from byzflow.errors import ActorError, WorkerDied, WorkerGone
 from byzflow.graph.messages import Message
 
@@ -41,17 +41,21 @@ class LinkBackend(Backend):
 
     async def create(self, cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, list[str]]:
         """A new object there."""
-        number, methods = await self._ask("create", self.named(cls), list(args), dict(kwargs))
-        return number, methods
+        match await self._ask("create", self.named(cls), list(args), dict(kwargs)):
+            case [int(number), [*methods]] if all(isinstance(name, str) for name in methods):
+                return number, methods
+            case answer:
+                raise self._no_answer("create", answer)
 
     async def invoke(self, number: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A method of an object there."""
         return await self._ask("invoke", number, method, list(args), dict(kwargs))
 
     async def drop(self, number: int) -> None:
-        """Forget an object there."""
-        with suppress(WorkerDied):
-            await self._ask("drop", number)
+        """Forget an object there. Who is not trusted to answer has PATIENCE seconds for it."""
+        with suppress(WorkerDied, TimeoutError):
+            async with asyncio.timeout(None if self.trusted else PATIENCE):
+                await self._ask("drop", number)
 
     async def deliver(self, message: Message) -> None:
         """Into the worker's mailbox."""
@@ -59,7 +63,11 @@ class LinkBackend(Backend):
 
     async def receive(self, channel: str, timeout: float | None = None) -> Message:
         """From the worker's mailbox."""
-        return Message(*await self._ask("receive", channel, timeout))
+        match await self._ask("receive", channel, timeout):
+            case [str(kind), payload, None | str() as sender]:
+                return Message(kind, payload, sender)
+            case answer:
+                raise self._no_answer("receive", answer)
 
     async def close(self) -> None:
         """End the link, and with it the worker."""
@@ -76,6 +84,10 @@ class LinkBackend(Backend):
         if self._rpc is None:
             raise WorkerGone(f"this {self.scheme} worker was never started")
         return await self._rpc.request(kind, *arguments)
+
+    def _no_answer(self, kind: str, answer: Any) -> ActorError:
+        peer = "" if self._rpc is None else self._rpc.link.peer
+        return ActorError(f"{peer or 'the worker'} answered {kind!r} by what is no answer to it: {answer!r:.80}")
 
     async def _asked(self, kind: str, arguments: list[Any]) -> None:
         """What the worker itself may ask for: to carry a message, in the name that it was given here."""

@@ -13,14 +13,15 @@ from byzflow.errors import ActorError, LinkClosed, WorkerDied, WorkerGone, porta
 
 Handle = Callable[[str, list[Any]], Awaitable[Any]]
 RESULT, ERROR, CANCEL = "result", "error", "cancel"
+PATIENCE = 60.0  # seconds for another machine to end what was cancelled, after which the link to it ends
 
 
 class Rpc:
     """One end of a link over which both ends ask and answer.
 
     Each request is answered once, by a result or an error; a cancelled one is cancelled at the other end, and its
-    caller waits until that has answered. When the link ends, whatever waits raises WorkerDied, and what runs here for
-    the other end is cancelled.
+    caller waits until that has answered, for PATIENCE seconds where it is not trusted. When the link ends, whatever
+    waits raises WorkerDied, and what runs here for the other end is cancelled.
     """
 
     def __init__(self, link: Link, handle: Handle, *, limit: int = 1024) -> None:
@@ -71,9 +72,7 @@ class Rpc:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             if not future.done():
-                with suppress(LinkClosed):
-                    await self.link.send(Frame(CANCEL, number))
-                await asyncio.wait([future])  # nothing is to be left running there
+                await self._cancelled(number, future)
             if not future.cancelled():
                 future.exception()  # seen
             raise
@@ -85,11 +84,21 @@ class Rpc:
         self._end(why)
         await self.link.close()
 
+    async def _cancelled(self, number: int, future: asyncio.Future[Any]) -> None:
+        """Wait until the other end has ended a request: nothing is to be left running there."""
+        try:
+            async with asyncio.timeout(None if self.link.trusted else PATIENCE):
+                with suppress(LinkClosed):
+                    await self.link.send(Frame(CANCEL, number))
+                await asyncio.wait([future])
+        except TimeoutError:
+            await self.close(f"{self.link.peer} did not end within {PATIENCE:g} s what it was asked to end")
+
     async def _take(self, frame: Frame) -> None:
         if frame.kind in (RESULT, ERROR):
             future = self._asked.get(frame.number)
             if future is not None and not future.done():
-                _settle(future, frame)
+                _settle(future, frame, "" if self.link.trusted else self.link.peer)
         elif frame.kind == CANCEL:
             await asyncio.sleep(0)  # a task that is cancelled before its first step answers nobody
             if task := self._served.get(frame.number):
@@ -141,10 +150,15 @@ class Rpc:
             task.cancel()
 
 
-def _settle(future: asyncio.Future[Any], answer: Frame) -> None:
-    if isinstance(answer.body, Unreadable):
-        future.set_exception(TypeError(f"the worker's answer does not read here: {answer.body.why}"))
-    elif answer.kind == RESULT:
+def _settle(future: asyncio.Future[Any], answer: Frame, peer: str) -> None:
+    """`peer` is noted in its errors."""
+    if answer.kind == RESULT and not isinstance(answer.body, Unreadable):
         future.set_result(answer.body)
+        return
+    if isinstance(answer.body, Unreadable):
+        error: Exception = TypeError(f"the worker's answer does not read here: {answer.body.why}")
     else:
-        future.set_exception(answer.body if isinstance(answer.body, Exception) else restored(answer.body))
+        error = answer.body if isinstance(answer.body, Exception) else restored(answer.body)
+    if peer:
+        error.add_note(f"on {peer}")
+    future.set_exception(error)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 from byzflow.actors.address import address, is_here, keys_for
 from byzflow.actors.hello import Hello
 from byzflow.actors.host import Route
-from byzflow.actors.hub import FIRST, HANDSHAKE, Hub
+from byzflow.actors.hub import ATTEMPTS, FIRST, HANDSHAKE, Hub
 from byzflow.actors.kept import Kept
 from byzflow.actors.link import Link
 from byzflow.actors.remote import LinkBackend, Worker
@@ -48,7 +48,7 @@ class TcpBackend(LinkBackend):
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
-        """Of tcp://host:port; options keys=DIR, plain=False, timeout=5.0 seconds, keep=0 seconds, limits."""
+        """Of tcp://host:port; options keys=DIR, plain=False, timeout=5.0 seconds, keep=0 seconds, limits, peer."""
         return cls(*address(url, cls.scheme), **options)
 
     def __init__(
@@ -61,9 +61,11 @@ class TcpBackend(LinkBackend):
         timeout: float = HANDSHAKE,
         keep: float = 0.0,
         limits: Limits | None = None,
+        peer: str = "",
     ) -> None:
+        """`peer`: who has to answer there, by the name in trusted/; else anyone trusted, and then always the same."""
         super().__init__()
-        self.where, self.timeout, self.keep = f"tcp://{host}:{port}", timeout, keep
+        self.where, self.timeout, self.keep, self.peer = f"tcp://{host}:{port}", timeout, keep, peer
         self._token, self._gone = "", ""  # what finds the worker again; why it is gone for good
         self._again = asyncio.Event()  # the lost link was replaced, or will not be
         self._staying: asyncio.Task[None] | None = None
@@ -75,7 +77,7 @@ class TcpBackend(LinkBackend):
 
     async def enter(self, name: str) -> SocketLink:
         """A link that both sides have greeted."""
-        link = await self.hub.dial(self.where, name, timeout=self.timeout)
+        link = await self._reached(name, ATTEMPTS)
         self.ahead = link.skew
         return link
 
@@ -84,7 +86,10 @@ class TcpBackend(LinkBackend):
         await super().start(name, route)
         if self.keep:
             try:
-                self._token = await self._ask("keep")
+                token = await self._ask("keep")
+                if not isinstance(token, str) or not token:
+                    raise self._no_answer("keep", token)
+                self._token = token
             except BaseException:
                 await self.close()
                 raise
@@ -125,9 +130,19 @@ class TcpBackend(LinkBackend):
                 self._end(f"{self.where} was lost: {error}")
             self._again.set()
 
+    async def _reached(self, name: str, attempts: int) -> SocketLink:
+        """A link to who was there before: another peer that is trusted too must not take its place."""
+        link = await self.hub.dial(self.where, name, timeout=self.timeout, attempts=attempts)
+        if self.hub.keys is not None:
+            self.peer = self.peer or link.peer
+            if link.peer != self.peer:
+                await link.close()
+                raise ActorError(f"{self.where} is answered by {link.peer}, who is not {self.peer}")
+        return link
+
     async def _rejoined(self) -> bool:
         """If a new link leads to the same worker; False if it broke at once. Raises ActorError if that is gone."""
-        link = await self.hub.dial(self.where, self._name, timeout=self.timeout, attempts=sys.maxsize)
+        link = await self._reached(self._name, sys.maxsize)
         rpc = Rpc(link, self._asked)
         running = asyncio.create_task(rpc.run())
         try:
@@ -212,7 +227,9 @@ class ActorServer:
             each=each,
             limits=limits,
         )
-        self.ucx = UcxWorkers(is_here(self.host), trusted_fabric, allow or {}, self.hub.limits) if ucx else None
+        self.ucx = None
+        if ucx:
+            self.ucx = UcxWorkers(is_here(self.host), trusted_fabric, allow or {}, self.hub.limits, self.hub.budget)
         self._allowed = allowed() | {name: (lambda value=value: value) for name, value in (allow or {}).items()}
 
     @property
@@ -265,8 +282,10 @@ class ActorServer:
                 case "keep", []:
                     return self._kept.keep(worker, owner, link)
                 case "rejoin", [str(token)]:
-                    unused, worker = worker, await self._kept.rejoin(token, owner, rpc)
+                    unused, (worker, earlier) = worker, self._kept.rejoin(token, owner, rpc)
                     self._kept.left(unused, link)
+                    if earlier is not link:
+                        await earlier.close()
                     return None
                 case "leave", []:
                     return self._kept.forget(worker)

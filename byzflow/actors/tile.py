@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from byzflow.actors.host import here
-from byzflow.errors import ActorError
+from byzflow.errors import ActorError, RowsError
 from byzflow.operators import Nonfinite, Operator
 from byzflow.rows import Rows
 from byzflow.spec import parse
+
+ROWS = 1 << 16  # each takes far more memory than a byte that it may have come as
 
 Given = tuple[Sequence[int], Sequence[Tensor]]
 """Vectors on their way to a tile: which of them there are, and each leaf's (k, b) values of those."""
@@ -34,8 +36,10 @@ class Tile:
     """
 
     def __init__(self, *leaves: Any) -> None:
-        """Raises RowsError for leaves that do not fit each other."""
+        """Raises RowsError for leaves that do not fit each other, or more than 65,536 rows."""
         n = max(map(len, leaves), default=0)
+        if n > ROWS:
+            raise RowsError(f"a tile of {n} rows; it may have {ROWS}: are rows and columns exchanged?")
         self.rows = Rows.of([{str(k): leaf[i] for k, leaf in enumerate(leaves) if i < len(leaf)} for i in range(n)])
         self._sums: _Sums | None = None
 

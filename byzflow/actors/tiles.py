@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,33 +16,19 @@ import torch
 from torch import Tensor
 
 from byzflow.actors.backend import Backend
+from byzflow.actors.parts import Place, added, joined, laid_out
 from byzflow.actors.pool import ActorPool, Worker
 from byzflow.actors.tile import Given, Tile
 from byzflow.engine.execute import check_shards
-from byzflow.engine.extras import PerRow
 from byzflow.engine.report import Aggregation
-from byzflow.errors import ActorError, ByzflowError, RowsError, WorkerDied
-from byzflow.layout import Layout, Leaf, Span
+from byzflow.errors import ActorError, ExtraError, RowsError, WorkerDied
+from byzflow.layout import Layout, Span
 from byzflow.operators import Attack, Nonfinite, Operator
-from byzflow.rows import FLOATS, Rows
+from byzflow.rows import Rows
 from byzflow.spec import parse
 
 LOOSE = 1000  # arrays of a tile that are sent as they lie; more are stacked by leaf
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tile is, and the coordinates that it has."""
-
-    worker: str
-    backend: Backend
-    number: int
-    spans: tuple[Span, ...]
-
-    async def ask(self, method: str, *arguments: Any) -> Any:
-        """A method of the tile."""
-        return await self.backend.invoke(self.number, method, arguments, {})
+TURNS = 10_000  # sums of one run; an operator takes a few for each of its stages
 
 
 class HeldRows:
@@ -97,7 +83,7 @@ class HeldRows:
                     await self._turns(runs)
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
-        return self._joined([run.result() for run in runs])
+        return joined(self.places, [run.result() for run in runs], self.layout, rule)
 
     async def _one(
         self,
@@ -120,70 +106,38 @@ class HeldRows:
         except WorkerDied as death:
             worker.died = True
             raise WorkerDied(f"{rule} ended, because worker {place.worker!r} died with its tile: {death}") from death
-        except ByzflowError as error:
-            error.add_note(f"on worker {place.worker!r}")
-            raise
 
     async def _turns(self, runs: Sequence[asyncio.Task[dict[str, Any]]]) -> None:
         """Add up sums until the runs are over. A run that fails cancels this."""
         total: Tensor | None = None
-        while True:
+        for _ in range(TURNS):
             try:
                 parts = await asyncio.gather(*(place.ask("turn", total) for place in self.places))
             except WorkerDied:
                 await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)  # it says more
                 raise
-            over = [run for run, part in zip(runs, parts, strict=True) if part is None]
+            over = [k for k, part in enumerate(parts) if part is None]
             if over:
-                await asyncio.wait(over)
+                await asyncio.wait([runs[k] for k in over])
                 if len(over) < len(runs):
-                    raise ActorError("some tiles have their result while others wait for a sum: other versions there?")
+                    waits = next(place for place, part in zip(self.places, parts, strict=True) if part is not None)
+                    raise ActorError(
+                        f"worker {self.places[over[0]].worker!r} has its result while worker {waits.worker!r} waits "
+                        "for a sum: another version on one of them?"
+                    )
                 return
-            total = torch.zeros_like(parts[0])
-            for place, part in zip(self.places, parts, strict=True):
-                if not isinstance(part, Tensor) or part.dtype != torch.float64 or part.shape != total.shape:
-                    raise ActorError(f"worker {place.worker!r} sent no part of this sum: {_shown(part)}")
-                total += part
+            total = added(self.places, parts)
+        raise ActorError(f"workers {[place.worker for place in self.places]} ask for more than {TURNS} sums in one run")
 
     def _long(self, name: str, value: Any) -> tuple[list[int], Rows]:
         """An extra of d coordinates, or a list of them: which there are, and their values."""
         like = Rows((), self.layout)
         many = isinstance(value, list | tuple) or name == "own"
         values = list(value) if many else [value]
-        there = [each for each in values if each is not None]
-        return [int(each is not None) for each in values], like.vectors(name, there)
-
-    def _joined(self, parts: Sequence[Mapping[str, Any]]) -> Aggregation:
-        """The tiles' parts as one."""
-        first = parts[0]
-        state: dict[str, Any] = dict(first["state"])
-        for name, (many, present, _) in first["vectors"].items():
-            whole = iter(self._whole([part["vectors"][name][2] for part in parts], sum(present)))
-            values = [self.layout.restore(next(whole)) if there else None for there in present]
-            state[name] = PerRow(values) if many else values[0]
-        value = parts[0]["value"]
-        answers = self._whole([part["value"] for part in parts], len(value[0]))
-        return Aggregation(
-            value=self.layout.restore_all(answers) if first["many"] else self.layout.restore(answers[0]),
-            operator=first["operator"],
-            n=first["n"],
-            weights=first["weights"],
-            distances=first["distances"],
-            rejected=tuple(first["rejected"]),
-            bound_exceeded=first["bound_exceeded"],
-            state=state,
-        )
-
-    def _whole(self, parts: Sequence[Sequence[Tensor]], count: int) -> list[list[Tensor]]:
-        """`count` answers of all coordinates, from each tile's (count, b) leaves."""
-        answers = self.layout.empty(count)
-        for place, leaves in zip(self.places, parts, strict=True):
-            for span, block in zip(place.spans, leaves, strict=True):
-                if not isinstance(block, Tensor) or block.shape != (count, span.stop - span.start):
-                    raise ActorError(f"worker {place.worker!r} sent no part of this result: {_shown(block)}")
-                for answer, values in zip(answers, block, strict=True):
-                    answer[span.leaf][span.start : span.stop].copy_(values)
-        return answers
+        there = like.vectors(name, [each for each in values if each is not None])
+        if name != "own" and not all(bool(torch.isfinite(leaf).all()) for source in there.sources for leaf in source):
+            raise ExtraError(f"{name} holds NaN or Inf")  # here, so that a sum that is not finite is its worker's fault
+        return [int(each is not None) for each in values], there
 
 
 async def aggregate_over(
@@ -236,7 +190,7 @@ async def hold(pool: ActorPool, tiles: Mapping[str, Sequence[Any]], kind: Any = 
     held = HeldRows(pool, [Place(*at, ()) for at in numbers], Layout((), torch.device("cpu")), 0)
     try:
         shapes = await asyncio.gather(*(place.ask("shape") for place in held.places))
-        return HeldRows(pool, *_laid_out(held.places, shapes))
+        return HeldRows(pool, *laid_out(held.places, shapes))
     except BaseException:
         await held.drop()
         raise
@@ -276,29 +230,6 @@ async def _create(pool: ActorPool, kind: Any, tiles: Mapping[str, Sequence[Any]]
     return sorted(made, key=lambda each: order.index(each[0]))
 
 
-def _laid_out(places: Sequence[Place], shapes: Sequence[Any]) -> tuple[list[Place], Layout, int]:
-    """The places with their spans, the layout of the rows, and n, from what the tiles say of themselves."""
-    found: list[Place] = []
-    start, dtype = 0, torch.float16
-    for place, shape in zip(places, shapes, strict=True):
-        match shape:
-            case [int(n), [*leaves]] if all(len(leaf) == 2 and leaf[0] >= 0 and leaf[1] in DTYPES for leaf in leaves):
-                pass
-            case _:
-                raise ActorError(f"worker {place.worker!r} holds no tile: it says {_shown(shape)} of its shape")
-        if n != shapes[0][0]:
-            raise RowsError(
-                f"the tile on {place.worker!r} has {n} rows, the one on {places[0].worker!r} has {shapes[0][0]}"
-            )
-        spans = []
-        for size, name in leaves:
-            spans.append(Span(0, start, start + size))
-            start += size
-            dtype = DTYPES[name] if not found and len(spans) == 1 else torch.promote_types(dtype, DTYPES[name])
-        found.append(replace(place, spans=tuple(spans)))
-    return found, Layout((Leaf(None, (start,), dtype, start),), torch.device("cpu")), shapes[0][0]
-
-
 def _between(layout: Layout, start: int, stop: int) -> Iterator[Span]:
     """The spans of coordinates start to stop, numbered through all leaves."""
     before = 0
@@ -317,7 +248,3 @@ def _cut(present: list[int], vectors: Rows, spans: Sequence[Span]) -> Given:
         else torch.empty(0, span.stop - span.start)
         for span in spans
     ]
-
-
-def _shown(value: Any) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.80}"

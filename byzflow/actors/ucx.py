@@ -12,12 +12,13 @@ from pathlib import Path
 from byzflow.actors.address import is_here
 from byzflow.actors.hello import REFUSED
 from byzflow.actors.link import Frame, Link
+from byzflow.actors.peer import Budget
 from byzflow.actors.socket_link import SocketLink
 from byzflow.actors.tcp import TcpBackend
 from byzflow.actors.ucx_link import CONNECT, UcxLink, check, library
 from byzflow.actors.ucx_server import UCX
 from byzflow.actors.wire import Limits
-from byzflow.errors import ActorError, LinkClosed
+from byzflow.errors import ActorError, LinkClosed, legible
 
 
 class UcxBackend(TcpBackend):
@@ -40,10 +41,11 @@ class UcxBackend(TcpBackend):
         plain: bool = False,
         timeout: float = CONNECT,
         limits: Limits | None = None,
+        peer: str = "",
     ) -> None:
         """As `tcp://`; `timeout` in seconds is for each of: the TLS side, its start of the process, UCX."""
         check(is_here(host), trusted_fabric)
-        super().__init__(host, port, keys=keys, plain=plain, timeout=timeout, limits=limits)
+        super().__init__(host, port, keys=keys, plain=plain, timeout=timeout, limits=limits, peer=peer)
 
     async def connect(self, name: str) -> Link:
         """Be known to the server, then open UCX with the token that it gave."""
@@ -65,7 +67,7 @@ class UcxBackend(TcpBackend):
             case Frame(kind=kind, number=1, body=[int(port), bytes(token)]) if kind == UCX and 0 < port < 1 << 16:
                 return port, token
             case Frame(kind=kind, body=str(reason)) if kind == REFUSED:
-                raise ActorError(f"{self.where} refused: {reason[:500]}")
+                raise ActorError(f"{self.where} refused: {legible(reason, 500)}")
         raise ActorError(f"{self.where} answered by another wire")
 
     async def _open(self, control: SocketLink, port: int, token: bytes) -> Link:
@@ -76,7 +78,7 @@ class UcxBackend(TcpBackend):
         except Exception as error:  # UCX's own, of many kinds
             error.__traceback__ = None  # see UcxLink
             raise ActorError(f"{self.where} cannot be reached by UCX: {error}; is it on UCX_NET_DEVICES?") from None
-        link = UcxLink(endpoint, self.hub.limits, control.peer, control)
+        link = UcxLink(endpoint, self.hub.limits, control.peer, Budget(self.hub.budget), control)
         try:
             async with asyncio.timeout(self.timeout):
                 answer = await link.recv()

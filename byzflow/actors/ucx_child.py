@@ -19,6 +19,7 @@ from byzflow.actors.hello import HELLO, WIRE
 from byzflow.actors.hub import HANDSHAKE
 from byzflow.actors.interpreter import belong_to_owner
 from byzflow.actors.link import Frame
+from byzflow.actors.peer import Budget
 from byzflow.actors.remote import Worker, serve
 from byzflow.actors.tcp import allowed, found
 from byzflow.actors.ucx_link import CONNECT, UcxLink, library
@@ -52,7 +53,7 @@ async def _main(control: socket.socket) -> None:
     await asyncio.wait({gone, door.opened}, timeout=CONNECT, return_when=asyncio.FIRST_COMPLETED)
     door.opened.cancel()
     if not door.opened.cancelled():
-        link = UcxLink(door.opened.result(), job.limits, job.peer)
+        link = UcxLink(door.opened.result(), job.limits, job.peer, Budget(job.budget))
         await link.send(Frame(HELLO, WIRE, [__version__]))
         names = allowed() | {name: partial(imported, name) for name in job.allow}
         serving = asyncio.create_task(serve(link, Worker(job.name, lambda name: found(name, names))))

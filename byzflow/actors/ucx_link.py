@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
 from byzflow.actors.arena import places
 from byzflow.actors.link import Frame, Link
+from byzflow.actors.peer import Budget
 from byzflow.actors.socket_link import DEAD, SLOWEST, WAITING
 from byzflow.actors.wire import PREFIX, Limits, decode, encode, lengths, read_header
 from byzflow.errors import ActorError, LinkClosed, WireError
@@ -83,14 +84,17 @@ class UcxLink(Link):
     way round. It is also what shows signs of life.
     """
 
-    def __init__(self, endpoint: Any, limits: Limits, peer: str, beside: Link | None = None) -> None:
+    def __init__(self, endpoint: Any, limits: Limits, peer: str, budget: Budget, beside: Link | None = None) -> None:
+        """`budget` is the peer's: a body that finds no room in it is not asked for until there is."""
         super().__init__()
         self.peer, self._endpoint, self._limits, self._beside = peer, endpoint, limits, beside
+        self._budget, self._held, self._wanted = budget, 0, 0  # bytes that this link has of it, and waits for
+        self._room = asyncio.Event()
         self._why = ""
         self._sent = self._taken = 0  # sequence numbers
         self._sending = asyncio.Lock()
         self._under_way: set[asyncio.Task[None]] = set()
-        self._frames: asyncio.Queue[Frame | None] = asyncio.Queue(WAITING)
+        self._frames: asyncio.Queue[tuple[Frame, int] | None] = asyncio.Queue(WAITING)  # with the bytes of their arrays
         self._reading = asyncio.create_task(self._read())
         self._watching = None if beside is None else asyncio.create_task(self._watch(beside))
 
@@ -103,9 +107,12 @@ class UcxLink(Link):
 
     async def recv(self) -> Frame:
         """The next frame; when several wait, the peer's next are not asked for."""
-        frame = None if self._why and self._frames.empty() else await self._frames.get()
-        if frame is None:
+        came = None if self._why and self._frames.empty() else await self._frames.get()
+        if came is None:
             raise LinkClosed(self._why)
+        frame, size = came
+        if not self._why:
+            self._give(size)
         return frame
 
     async def close(self) -> None:
@@ -153,27 +160,53 @@ class UcxLink(Link):
             with suppress(asyncio.QueueFull):
                 self._frames.put_nowait(None)
 
-    async def _frame(self) -> Frame:
+    async def _frame(self) -> tuple[Frame, int]:
         head = bytearray(HEAD)
         await self._fill(head)
         size, body = lengths(head[: PREFIX.size], self._limits)
-        slow = asyncio.get_running_loop().call_later(
-            DEAD + body / SLOWEST, self._end, f"{self.peer} sends slower than {SLOWEST} bytes a second"
-        )
-        try:
+        with self._in_time(size):
             rest = bytearray(max(0, PREFIX.size + size - HEAD))
             await self._fill(rest)
-            header = read_header(bytes(head + rest)[PREFIX.size : PREFIX.size + size], body, self._limits)
-            if header.sequence != self._taken:
-                raise WireError(f"frame {header.sequence} where {self._taken} was due: replayed or lost")
-            self._taken += 1
+        header = read_header(bytes(head + rest)[PREFIX.size : PREFIX.size + size], body, self._limits)
+        if header.sequence != self._taken:
+            raise WireError(f"frame {header.sequence} where {self._taken} was due: replayed or lost")
+        self._taken += 1
+        await self._take(body)
+        with self._in_time(body):
             memory = np.zeros(body, np.uint8)  # a message may be shorter than announced; nothing of ours is to show
             sizes = [array.nbytes for array in header.arrays]
             for at, nbytes in zip(places(sizes)[0], sizes, strict=True):
                 await self._fill(memory[at : at + nbytes])
+        return decode(header, memory), body
+
+    @contextmanager
+    def _in_time(self, size: int) -> Iterator[None]:
+        """End the link if so many bytes take longer than they may."""
+        allowed, why = DEAD + size / SLOWEST, f"{self.peer} sends slower than {SLOWEST} bytes a second"
+        slow = asyncio.get_running_loop().call_later(allowed, self._end, why)
+        try:
+            yield
         finally:
             slow.cancel()
-        return decode(header, memory)
+
+    async def _take(self, size: int) -> None:
+        """Wait for room in the budget; that time is not held against the peer."""
+        self._room.clear()
+        self._wanted = size
+        if self._budget.take(size, self._granted):
+            self._held += size
+            return
+        await self._room.wait()
+        if self._why:
+            raise LinkClosed(self._why)
+
+    def _granted(self) -> None:
+        self._held += self._wanted
+        self._room.set()
+
+    def _give(self, size: int) -> None:
+        self._held -= size
+        self._budget.give(size)
 
     async def _fill(self, memory: Any) -> None:
         if len(memory):
@@ -203,3 +236,6 @@ class UcxLink(Link):
         if not self._why:
             self._why = why
             self._endpoint.abort()  # ends every request that waits, with an error
+            self._budget.leave(self._granted)
+            self._give(self._held)
+            self._room.set()

@@ -36,6 +36,7 @@ class Job(msgspec.Struct, frozen=True):
     name: str
     peer: str
     limits: Limits
+    budget: int  # bytes of arrays that may be on their way into this process
     allow: list[str]
 
 
@@ -64,11 +65,13 @@ class UcxWorker:
 
 
 class UcxWorkers:
-    """Starts them; `allow` is what peers may name beside the entry points."""
+    """Starts them; `allow` is what peers may name beside the entry points, `budget` what each may have on its way."""
 
-    def __init__(self, local: bool, trusted_fabric: bool, allow: Mapping[str, Any], limits: Limits) -> None:
+    def __init__(
+        self, local: bool, trusted_fabric: bool, allow: Mapping[str, Any], limits: Limits, budget: int
+    ) -> None:
         check(local, trusted_fabric)
-        self._allow, self._limits = list(allow), limits
+        self._allow, self._limits, self._budget = list(allow), limits, budget
         for name, value in allow.items():
             if imported(name) is not value:
                 raise ActorError(f"{name!r} has to be where it is: a process of UCX's imports it by that name")
@@ -89,7 +92,7 @@ class UcxWorkers:
         reader, writer = await asyncio.open_connection(sock=here)
         over: asyncio.Task[None] | None = None
         try:
-            job = Job(secrets.token_bytes(TOKEN), name, peer, self._limits, self._allow)
+            job = Job(secrets.token_bytes(TOKEN), name, peer, self._limits, self._budget, self._allow)
             writer.write(msgspec.json.encode(job) + b"\n")
             reports = _reports(reader)
             try:

@@ -34,6 +34,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ARRAY, TUPLE, MAPPING = 1, 2, 3  # extension codes of the header
 MOST = 4096  # arrays; told to the decoder, which then makes none of too many
+ROWS = 1 << 16  # of an array without bytes: who goes through them pays for each, and who sent them paid for none
 NESTED = 100  # values inside values: opening a thousand costs milliseconds and ends in a RecursionError
 
 
@@ -91,6 +92,8 @@ def encode(frame: Frame, sequence: int, limits: Limits) -> tuple[bytes, list[mem
     _within(len(arrays), limits.arrays, "arrays")
     _within(max((len(array.shape) for array in arrays), default=0), limits.dims, "dimensions")
     _within(end, limits.body, "bytes of arrays")
+    for array in arrays:
+        _bounded(array, limits)
     return PREFIX.pack(MAGIC, len(header), end) + header, bodies, offsets
 
 
@@ -115,6 +118,7 @@ def read_header(data: bytes | memoryview, body: int, limits: Limits) -> Header:
             _within(len(array.shape), limits.dims, "dimensions")
             if any(size < 0 for size in array.shape):
                 raise WireError(f"an array of shape {array.shape}")
+            _bounded(array, limits)
         if places([array.nbytes for array in header.arrays])[1] != body:
             raise WireError("the arrays are not as long as the body")
     except WireError:
@@ -134,6 +138,8 @@ def decode(header: Header, body: np.ndarray[Any, Any]) -> Frame:
         raise
     except Exception as error:
         raise WireError(f"a value that does not read: {type(error).__name__}") from None
+    if arrays and _arrays_in(value) != len(arrays):  # any one keeps the memory of all
+        raise WireError("the value does not hold all of the arrays")
     return Frame(header.kind, header.number, value)
 
 
@@ -150,6 +156,21 @@ def _extension(arrays: list[Any], depth: int, code: int, data: memoryview) -> An
         inner = _value(data, arrays, depth + 1)
         return tuple(inner) if code == TUPLE else dict(inner)
     raise WireError(f"extension {code} is not known")
+
+
+def _arrays_in(value: Any) -> int:
+    """How many different ones it holds."""
+    found: set[int] = set()
+    rest = [value]
+    while rest:
+        each = rest.pop()
+        if isinstance(each, torch.Tensor | np.ndarray):
+            found.add(id(each))
+        if isinstance(each, dict):
+            rest += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple):
+            rest += each
+    return len(found)
 
 
 def _plain(value: Any, arrays: list[Array], bodies: list[memoryview], depth: int = 0) -> Any:
@@ -196,6 +217,13 @@ def _array(array: Array, data: np.ndarray[Any, Any]) -> Any:
 def _within(size: int, limit: int, what: str) -> None:
     if size > limit:
         raise WireError(f"{size} {what}; the limit is {limit}")
+
+
+def _bounded(array: Array, limits: Limits) -> None:
+    """An array that is empty must not be endless in its other dimensions."""
+    if 0 in array.shape:
+        _within(math.prod(array.shape[: array.shape.index(0)]), ROWS, "rows of an empty array")
+        _within(math.prod(size or 1 for size in array.shape), limits.body, "columns of an empty array")
 
 
 def pieces(bodies: Sequence[memoryview], offsets: Sequence[int], end: int) -> list[memoryview]:

@@ -41,6 +41,9 @@ def column_weights(
                 unknown = torch.tensor(True)
                 break
             (share,) = torch.autograd.grad(out.sum(), x)
+            if not bool(torch.isfinite(share).all()):  # no derivative here, by rows that were kept with NaN or Inf
+                unknown = torch.tensor(True)
+                break
             total += share.sum(1).cpu()
             seen += out.numel()
     total, counted, unknown = layout.everywhere(total, torch.tensor(seen), unknown)

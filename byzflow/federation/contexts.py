@@ -47,6 +47,8 @@ class NodeContext(ABC):
         """A method of the node where it lives. Raises FederationError where that is here."""
         raise FederationError(f"the node lives here: call its {method}")
 
+    room: int | None = None
+    """Bytes of one sender's messages that may wait in the node, where senders are not trusted."""
     elsewhere: bool = False
     """If the node's handlers and pipelines run in another process."""
 

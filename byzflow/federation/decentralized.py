@@ -18,6 +18,7 @@ from byzflow.gossip.effects import NodeId
 from byzflow.gossip.envelope import Envelope
 from byzflow.gossip.topology import Topology
 from byzflow.graph import Mailbox, Message, MessageSource, MessageTriggerOp
+from byzflow.graph.messages import nbytes
 
 Handler = Callable[[NodeId, Any], Any]
 LOG = logging.getLogger("byzflow.node")
@@ -69,7 +70,7 @@ class DecentralizedNode:
         self.errors: deque[Fault] = deque(maxlen=KEPT)
         self.state: dict[str, Any] = {}
         """The node's own, for its handlers."""
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(room=self.context.room, each=True)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running = False
 
@@ -188,9 +189,10 @@ class DecentralizedNode:
 
     async def _serve(self) -> None:
         """Take messages as they come; handlers work side by side, and begin in the order of the messages."""
-        working: set[asyncio.Task[Any]] = set()
+        working: dict[asyncio.Task[Any], int] = {}  # and the bytes of its message
+        room = None if self.context.room is None else self.context.room * max(1, len(self.get_in_neighbors()))
         while True:
-            if len(working) >= AT_ONCE:
+            while len(working) >= AT_ONCE or (room is not None and sum(working.values()) >= room):
                 await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
             try:
                 envelope = await self.context.receive()
@@ -201,8 +203,8 @@ class DecentralizedNode:
                 await self._put(envelope)
                 continue
             task = self._keep(self._handle(handler, envelope))
-            working.add(task)
-            task.add_done_callback(working.discard)
+            working[task] = 0 if room is None else nbytes(envelope.value)
+            task.add_done_callback(working.pop)
 
     async def _put(self, envelope: Envelope) -> None:
         try:

@@ -37,7 +37,8 @@ class RemoteContext(InProcessContext):
     accepts : the types of messages that are taken in; all others are refused and counted. A mapping gives each a check,
         (contract, value) -> what is wrong with it, or None.
     run : a name; who is of another run is refused.
-    numbers : of the largest message.
+    numbers : of the largest message. Of each neighbour, messages of twice as many bytes may wait at each step of their
+        way: to be sent, to be heard, and in the node until somebody takes them; also at most 8, 64 and 1024 in number.
     keys, names, plain : as of a `TcpNetwork`.
     connect_timeout : seconds that `start` waits for the neighbours; who comes later is linked then.
     """
@@ -60,6 +61,7 @@ class RemoteContext(InProcessContext):
         self._made: dict[str, Any] = {"accepts": checks, "dial": dial, "listen": listen, "plain": plain, "loose": True}
         self._made |= {"keys": keys, "names": names}
         self._contract = Contract(run, "messages", numbers, arrays=ARRAYS, dims=Limits.dims)
+        self.room = 2 * self._contract.limits.body
         self.connect_timeout = connect_timeout
         self._tcp: TcpNetwork | None = None
         self._linked = asyncio.Event()

@@ -10,6 +10,7 @@ from typing import Any
 from byzflow.errors import MailboxFull, MessageTimeout, QuorumLost, Stopped
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.gossip.envelope import Envelope
+from byzflow.graph.messages import nbytes
 
 AHEAD = 2  # rounds that a sender may be ahead
 LOOSE = 64  # messages outside of rounds that may wait, of one sender
@@ -20,16 +21,23 @@ class Mailbox:
     """Belongs to one event loop. A flood costs its sender's own few slots and nobody else's.
 
     `may_send(envelope)` says whether its sender is a neighbour; `ahead` bounds how many rounds a message may
-    be before the node's own round.
+    be before the node's own round; `most`, if given, how many bytes of one sender's messages outside of rounds may wait
+    before no more of them are taken in.
     """
 
-    def __init__(self, may_send: Callable[[Envelope], bool] = lambda envelope: True, ahead: int = AHEAD) -> None:
+    def __init__(
+        self,
+        may_send: Callable[[Envelope], bool] = lambda envelope: True,
+        ahead: int = AHEAD,
+        most: int | None = None,
+    ) -> None:
         self.refused: dict[NodeId, Counter[str]] = {}
         self.round = 0
-        self._may_send, self._ahead = may_send, ahead
+        self._may_send, self._ahead, self._most = may_send, ahead, most
         self._rounds: dict[tuple[str, int], dict[NodeId, Envelope]] = {}
         self._loose: deque[Envelope] = deque()
         self._loose_of: Counter[NodeId] = Counter()
+        self._bytes_of: Counter[NodeId] = Counter()
         self._down: set[NodeId] = set()
         self._lost: set[NodeId] = set()
         self._changed = asyncio.Event()
@@ -44,6 +52,7 @@ class Mailbox:
         if envelope.round is None:
             self._loose.append(envelope)
             self._loose_of[envelope.sender] += 1
+            self._bytes_of[envelope.sender] += self._size(envelope)
         else:
             self._rounds.setdefault((envelope.type, envelope.round), {})[envelope.sender] = envelope
         self._wake()
@@ -156,6 +165,7 @@ class Mailbox:
                 if type in (None, envelope.type) and fits(envelope):
                     del self._loose[place]  # by place: values need not be comparable
                     self._loose_of[envelope.sender] -= 1
+                    self._bytes_of[envelope.sender] -= self._size(envelope)
                     self._wake()  # there is room
                     return envelope
             left = None if end is None else end - loop.time()
@@ -171,11 +181,13 @@ class Mailbox:
             self._changed.clear()
             if self._stopped:
                 raise Stopped("the receiver was stopped")
-            if self._loose_of[sender] < LOOSE:
+            if self._has_room(sender):
                 return
             left = None if end is None else end - loop.time()
             if left is not None and left <= 0:
-                raise MailboxFull(f"{LOOSE} messages of {sender} wait to be taken, and none was within {timeout:g} s")
+                raise MailboxFull(
+                    f"{self._loose_of[sender]} messages of {sender} wait to be taken, and none was within {timeout:g} s"
+                )
             await self._wait(left)
 
     def _fault(self, envelope: Envelope) -> str | None:
@@ -183,7 +195,7 @@ class Mailbox:
         if not self._may_send(envelope):
             return "not a neighbour"
         if envelope.round is None:
-            return "too many messages" if self._loose_of[envelope.sender] >= LOOSE else None
+            return None if self._has_room(envelope.sender) else "too many messages"
         if envelope.round < self.round:
             return "late: its round is over"
         if envelope.round > self.round + self._ahead:
@@ -192,6 +204,13 @@ class Mailbox:
             return "sent twice"
         kinds = {kind for (kind, _), kept in self._rounds.items() if envelope.sender in kept}
         return "too many types" if len(kinds) >= KINDS and envelope.type not in kinds else None
+
+    def _has_room(self, sender: NodeId) -> bool:
+        fits = self._most is None or self._bytes_of[sender] < self._most
+        return fits and self._loose_of[sender] < LOOSE
+
+    def _size(self, envelope: Envelope) -> int:
+        return 0 if self._most is None else nbytes(envelope.value)
 
     def _wake(self) -> None:
         self._changed.set()

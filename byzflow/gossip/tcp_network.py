@@ -18,7 +18,7 @@ from byzflow.actors.hub import HANDSHAKE, Hub, OnTrouble
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
 from byzflow.actors.socket_link import SocketLink
-from byzflow.errors import ActorError, FederationError, LinkClosed, MailboxFull, Stopped, WireError
+from byzflow.errors import ActorError, FederationError, LinkClosed, MailboxFull, Stopped, WireError, legible
 from byzflow.gossip.contract import BUSY, REGISTERED, Check, Contract
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.envelope import Envelope
@@ -26,6 +26,7 @@ from byzflow.gossip.mailbox import Mailbox
 from byzflow.gossip.network import LocalNetwork, Traffic
 from byzflow.gossip.topology import Topology
 from byzflow.gossip.varying import Varying
+from byzflow.graph.messages import nbytes
 
 OUTBOX = 8  # messages that may wait for one peer; more means that it does not take them
 LAST = 3  # messages that are sent again
@@ -38,13 +39,16 @@ class Line:
     """The link to one peer, and what waits to be sent on it."""
 
     link: SocketLink
-    waiting: asyncio.Queue[Frame] = field(default_factory=lambda: asyncio.Queue(OUTBOX))
+    waiting: asyncio.Queue[tuple[Frame, int]] = field(default_factory=lambda: asyncio.Queue(OUTBOX))
+    held: int = 0  # bytes of what waits
     faults: int = 0
 
     def push(self, frame: Frame) -> bool:
         """Send it soon. A peer that does not take what it is sent loses its link, and keeps nobody else waiting."""
+        size = nbytes(frame.body)
         try:
-            self.waiting.put_nowait(frame)
+            self.waiting.put_nowait((frame, size))
+            self.held += size
         except asyncio.QueueFull:
             self.link.refuse("it does not take what it is sent")
         return self.link.open
@@ -52,8 +56,9 @@ class Line:
     async def write(self) -> None:
         """Send what waits, for ever. Raises LinkClosed."""
         while True:
-            frame = await self.waiting.get()
+            frame, size = await self.waiting.get()
             await self.link.send(frame)
+            self.held -= size
             self.waiting.task_done()
 
 
@@ -78,7 +83,8 @@ class TcpNetwork:
     on_trouble : told of each attempt to dial that failed, see `Hub.keep`.
     give_up : if being refused for good by a peer that is dialled ends `run`, by a FederationError.
     resend : send the last messages of rounds again to who comes (back), for nodes that have no centre to ask.
-    loose : if messages outside of rounds are taken too. Up to 64 of each sender wait until somebody takes them.
+    loose : if messages are outside of rounds, and of no round. Up to 64 of each sender wait until somebody takes them,
+        and `most` bytes, besides one message; as many bytes wait to be sent to it.
     """
 
     def __init__(
@@ -112,7 +118,10 @@ class TcpNetwork:
         self._give_up, self._resend, self._loose = give_up, resend, loose
         self._last: deque[tuple[frozenset[NodeId], Frame]] = deque(maxlen=LAST)
         self._dialling: list[asyncio.Task[None]] = []
-        self._mailbox = Mailbox(lambda envelope: envelope.sender in self.graph(envelope.round).in_neighbours(me))
+        self.most = 2 * contract.limits.body
+        self._mailbox = Mailbox(
+            lambda envelope: envelope.sender in self.graph(envelope.round).in_neighbours(me), most=self.most
+        )
         self.hub = Hub(
             listen,
             None if listen is None else self._serve,
@@ -196,7 +205,7 @@ class TcpNetwork:
         line = self.lines.get(receiver)
         try:
             async with asyncio.timeout(timeout):
-                while line is not None and line.waiting.full() and line.link.open:
+                while line is not None and line.link.open and (line.waiting.full() or line.held >= self.most):
                     await line.waiting.join()
         except TimeoutError:
             raise MailboxFull(f"{receiver} took nothing within {timeout:g} s") from None
@@ -248,9 +257,9 @@ class TcpNetwork:
                 case Frame(kind="registered", number=1):
                     await self._converse(node, link)
                 case Frame(kind="refused", body=str(reason)) if self._give_up:
-                    raise FederationError(f"{node} refuses node {self.me}: {reason[:500]}")
+                    raise FederationError(f"{node} refuses node {self.me}: {legible(reason, 500)}")
                 case Frame(kind="refused" | "busy", body=str(reason)):
-                    raise LinkClosed(f"refused: {reason[:500]}")
+                    raise LinkClosed(f"refused: {legible(reason, 500)}")
                 case _:
                     raise LinkClosed(f"{node} answers what is no answer")
 
@@ -299,15 +308,15 @@ class TcpNetwork:
             type, value, round, version = self.contract.opened(frame)
             if type not in self.accepts:
                 raise WireError("of a type that is not accepted here")
-            if round is None and not self._loose:
-                raise WireError("of no round")
+            if (round is None) != self._loose:
+                raise WireError("of no round" if round is None else "of a round, and there are none here")
             near = round is None or self._mailbox.near(round)
             graph = self.graph(round if near else self._mailbox.round)  # no peer chooses which graphs are drawn
             if node not in graph.in_neighbours(self.me):
                 raise WireError("not a neighbour")
             if near and version != graph.version:
                 raise WireError("by another version of the graph")
-            if fault := self.accepts[type](self.contract, value):
+            if fault := self._fault(type, value):
                 raise WireError(f"{type}: {fault}")
         except WireError as fault:
             self._refuse(node, line, str(fault))
@@ -323,6 +332,13 @@ class TcpNetwork:
             self.traffic.refused += 1
             return
         self.traffic.delivered += 1
+
+    def _fault(self, type: str, value: Any) -> str | None:
+        """What is wrong with a value; a check that it is too much for must not end the dialling of its sender."""
+        try:
+            return self.accepts[type](self.contract, value)
+        except Exception as error:
+            return f"its check raised {error.__class__.__name__}"
 
     def _refuse(self, node: NodeId, line: Line, reason: str) -> None:
         self.traffic.refused += 1

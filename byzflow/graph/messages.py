@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from byzflow.errors import MailboxFull, MessageTimeout
 
@@ -19,15 +23,37 @@ class Message:
     sender: str | None = None
 
 
+EACH = 64  # bytes that any value takes at least
+
+
+def nbytes(payload: Any) -> int:
+    """About how many bytes a payload of plain data, arrays and tensors takes; other objects count as nothing much."""
+    total, rest, seen = 0, [payload], set[int]()
+    while rest:
+        each = rest.pop()
+        total += EACH
+        if isinstance(each, Tensor | np.ndarray):
+            total += each.nbytes
+        elif isinstance(each, str | bytes):
+            total += len(each)
+        elif isinstance(each, Mapping | list | tuple) and id(each) not in seen:
+            seen.add(id(each))
+            rest += [*each.keys(), *each.values()] if isinstance(each, Mapping) else each
+    return total
+
+
 class Mailbox:
     """Messages by type, in the order in which they came. Belongs to one event loop.
 
-    `limit` bounds how many wait, over all types.
+    `limit` bounds how many wait, over all types; `room`, if given, their bytes. With `each` both are for every sender,
+    where senders are proven: then one that floods keeps nobody else's messages out.
     """
 
-    def __init__(self, limit: int = 1024) -> None:
-        self.limit = limit
-        self._kept: dict[str, deque[Message]] = {}
+    def __init__(self, limit: int = 1024, room: int | None = None, each: bool = False) -> None:
+        self.limit, self.room, self._each = limit, room, each
+        self._kept: dict[str, deque[tuple[Message, int]]] = {}
+        self._count: Counter[str | None] = Counter()  # by sender, or all under None
+        self._bytes: Counter[str | None] = Counter()
         self._waiting: dict[str, list[asyncio.Future[Message]]] = {}
 
     def __len__(self) -> int:
@@ -40,12 +66,21 @@ class Mailbox:
             if not future.done():
                 future.set_result(message)
                 return
-        if len(self) >= self.limit:
+        whose = message.sender if self._each else None
+        size = 0 if self.room is None else nbytes(message.payload)
+        waits = ""
+        if self._count[whose] >= self.limit:
+            waits = f"{self._count[whose]} messages wait and the limit is {self.limit}"
+        elif self.room is not None and self._bytes[whose] + size > self.room:
+            waits = f"messages of {self._bytes[whose]} bytes wait, one of {size} came, and the limit is {self.room}"
+        if waits:
             raise MailboxFull(
-                f"{len(self)} messages wait and the limit is {self.limit}: {message.message_type!r} of "
-                f"{message.sender or 'an unknown sender'} is refused; take messages, or raise the limit"
+                f"{waits}: {message.message_type!r} of {message.sender or 'an unknown sender'} is refused; "
+                "take messages, or raise the limit"
             )
-        self._kept.setdefault(message.message_type, deque()).append(message)
+        self._kept.setdefault(message.message_type, deque()).append((message, size))
+        self._count[whose] += 1
+        self._bytes[whose] += size
 
     async def take(self, message_type: str, timeout: float | None = None) -> Message:
         """The oldest message of this type, once there is one. Raises MessageTimeout after `timeout` seconds."""
@@ -59,7 +94,8 @@ class Mailbox:
                 return await future
         except BaseException as error:
             if future.done() and not future.cancelled():  # it came in the last moment: the next to ask gets it
-                self._kept.setdefault(message_type, deque()).appendleft(future.result())
+                self._kept.setdefault(message_type, deque()).appendleft((future.result(), 0))
+                self._count[future.result().sender if self._each else None] += 1
             if isinstance(error, TimeoutError):
                 raise MessageTimeout(f"no message {message_type!r} came within {timeout:g} s") from None
             raise
@@ -70,7 +106,12 @@ class Mailbox:
 
     def _oldest(self, message_type: str) -> Message:
         kept = self._kept[message_type]
-        message = kept.popleft()
+        message, size = kept.popleft()
+        whose = message.sender if self._each else None
+        self._count[whose] -= 1
+        self._bytes[whose] -= size
+        if not self._count[whose]:
+            del self._count[whose], self._bytes[whose]
         if not kept:
             del self._kept[message_type]  # types come from senders: none is to stay for ever
         return message

@@ -10,6 +10,7 @@ import pytest
 
 from byzflow.actors import resolve
 from byzflow.actors.conformance import Account
+from byzflow.actors.keys import Keys
 from byzflow.actors.ref import spawn
 from byzflow.actors.tcp import ActorServer, TcpBackend
 from byzflow.errors import ActorError, WorkerDied
@@ -132,5 +133,52 @@ def test_few_workers_of_one_owner_wait() -> None:
                 await worker._ask("keep")
                 await worker.close()
             await until(lambda: len(server._kept._seats) == 3)
+
+    asyncio.run(main())
+
+
+def test_a_link_that_rejoins_many_workers_or_its_own_keeps_none_for_ever() -> None:
+    """One that rejoined its own was closed by that, and its worker ended twice."""
+
+    async def main() -> None:
+        async with served(keep=0.3) as server:
+            workers: list[Any] = [TcpBackend(server.host, server.port) for _ in range(4)]
+            for worker in workers:
+                await worker.start("w")
+            tokens = [await worker._ask("keep") for worker in workers[:3]]
+            await asyncio.gather(*(workers[3]._ask("rejoin", token) for token in tokens))
+            with pytest.raises(ActorError, match="is reached by this very link"):
+                await workers[3]._ask("rejoin", tokens[2])
+            await workers[3].close()
+            await until(lambda: not server._kept._seats)
+            for worker in workers:
+                await worker.close()
+
+    asyncio.run(main())
+
+
+def test_another_trusted_peer_cannot_take_the_place_of_a_server(tmp_path: Path) -> None:
+    """Neither at first, where the name is given, nor when a link is dialled again."""
+    keys = {name: Keys.new(name, tmp_path / name) for name in ("lab", "rival", "me")}
+    for name in ("lab", "rival"):
+        keys["me"].trust(name, keys[name].certificate)
+        keys[name].trust("me", keys["me"].certificate)
+
+    async def main() -> None:
+        mine = {"keys": keys["me"].folder, "keep": 5.0}
+        async with served(keep=5.0, keys=keys["lab"].folder) as lab:
+            worker: Any = TcpBackend(lab.host, lab.port, **mine)
+            await worker.start("w")
+            account = await spawn(Account, 5.0, backend=worker)
+            port = lab.port
+        async with ActorServer(f"tcp://127.0.0.1:{port}", allow=ALLOW, keep=5.0, keys=keys["rival"].folder):
+            with pytest.raises(WorkerDied, match=f"127.0.0.1:{port} is answered by rival, who is not lab"):
+                await account.add(1.0)
+            await worker.close()
+            with pytest.raises(ActorError, match="is answered by rival, who is not lab"):
+                await TcpBackend("127.0.0.1", port, **mine, peer="lab").start("w")
+            other: Any = TcpBackend("127.0.0.1", port, **mine, peer="rival")
+            await other.start("w")
+            await other.close()
 
     asyncio.run(main())

@@ -6,12 +6,26 @@ import asyncio
 from typing import Any, Self
 
 import pytest
+import torch
 
-from byzflow.actors.conformance import CHECKS, _checked, echo
+from byzflow.actors import host as host_module
+from byzflow.actors import remote as remote_module
+from byzflow.actors import rpc as rpc_module
+from byzflow.actors.conformance import CHECKS, Account, _checked, echo
 from byzflow.actors.link import Frame, Link, MemoryLink
 from byzflow.actors.remote import LinkBackend, Worker, serve
 from byzflow.actors.rpc import Rpc
-from byzflow.errors import ActorError, LinkClosed, NotEnoughSenders, RemoteError, WorkerDied, restored, told
+from byzflow.errors import (
+    ActorError,
+    LinkClosed,
+    MailboxFull,
+    NotEnoughSenders,
+    RemoteError,
+    WorkerDied,
+    restored,
+    told,
+)
+from byzflow.graph.messages import Message
 
 
 class Queued(LinkBackend):
@@ -164,5 +178,124 @@ def test_a_worker_cannot_send_in_anothers_name() -> None:
             assert (answer.kind, answer.number) == ("error" if number else "result", number)
         assert seen == [("bob", "mallory")]
         await worker.close()
+
+    asyncio.run(main())
+
+
+class Deaf(MemoryLink):
+    """To a machine that need not do what it is asked."""
+
+    trusted = False
+    peer = "lab"
+
+
+def test_a_machine_that_answers_no_cancellation_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_module, "PATIENCE", 0.2)
+
+    async def main() -> None:
+        for room in (10, 1):  # it reads, and answers nothing; it does not even read
+            here, there = Deaf.pair(room)
+            client = Rpc(here, lambda kind, arguments: asyncio.sleep(0))
+            running = asyncio.create_task(client.run())
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await client.request("call")
+            assert asyncio.get_running_loop().time() - began < 2
+            with pytest.raises(WorkerDied, match=r"lab did not end within 0\.2 s what it was asked to end"):
+                await client.request("call")
+            await asyncio.wait_for(running, 1)
+            await there.close()
+
+    asyncio.run(main())
+
+
+def test_a_machine_that_forgets_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(rpc_module, "PATIENCE", 0.1)
+
+    class Silent(Queued):
+        trusted = False
+
+        async def connect(self, name: str) -> Link:
+            here, self.there = Deaf.pair()
+            return here
+
+    async def main() -> None:
+        worker = Silent()
+        await worker.start("w")
+        async with asyncio.timeout(5):
+            await worker.drop(1)
+            await worker.drop(1)  # nor once it has lost its link by that
+        await worker.close()
+
+    asyncio.run(main())
+
+
+def test_an_error_of_another_machine_names_it() -> None:
+    async def main() -> None:
+        here, there = Deaf.pair()
+        client = Rpc(here, lambda kind, arguments: asyncio.sleep(0))
+        running = asyncio.create_task(client.run())
+        asked = asyncio.create_task(client.request("call"))
+        await there.send(Frame("error", (await there.recv()).number, ["ValueError", "no"]))
+        with pytest.raises(ValueError, match="no") as caught:
+            await asked
+        assert caught.value.__notes__ == ["on lab"]
+        await client.close()
+        await running
+
+    asyncio.run(main())
+
+
+LIES: dict[str, list[Any]] = {
+    "create": [None, 5, [1], ["1", []], [1, 5], [1, [5]], [1, ["add", None]]],
+    "receive": [None, [], ["x", 1], [5, 1, "a"], ["x", 1, 7]],
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_an_answer_that_is_none_is_refused_in_its_machines_name(kind: str) -> None:
+    async def main() -> None:
+        for lie in LIES[kind]:
+            worker = Queued()
+            await worker.start("w")
+            assert worker._rpc is not None
+            worker._rpc.link.peer = "lab"
+
+            async def answered(*request: Any, lie: Any = lie) -> Any:
+                return lie
+
+            worker._rpc.request = answered  # type: ignore[method-assign]
+            with pytest.raises(ActorError, match=f"lab answered .{kind}. by what is no answer to it"):
+                await (worker.create(Account, (), {}) if kind == "create" else worker.receive("x"))
+            await worker.close()
+
+    asyncio.run(main())
+
+
+def test_what_another_machine_says_cannot_move_the_cursor() -> None:
+    for said in (["ValueError", "no\x1b[2J\x1b[1;1Hall is well\r"], ["\x1b[31mNovel", "\x07\u202e"]):
+        message = str(restored(said))
+        assert not set(message) & set("\x1b\r\x07\u202e")
+    assert str(restored(["ValueError", "two\nlines"])) == "two\nlines"
+
+
+def test_a_worker_that_floods_a_mailbox_keeps_nobody_elses_messages_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "ROOM", 10_000)
+
+    async def main() -> None:
+        host = host_module.Host("here", mailbox_limit=3)
+        large = torch.zeros(1000)  # 4000 bytes
+        for _ in range(2):
+            host.deliver(Message("x", large, "lab"))
+        with pytest.raises(MailboxFull, match="'x' of lab is refused"):
+            host.deliver(Message("x", large, "lab"))
+        for k in range(3):
+            host.deliver(Message("x", k, "honest"))
+        with pytest.raises(MailboxFull, match="3 messages wait and the limit is 3: 'x' of honest is refused"):
+            host.deliver(Message("x", 3, "honest"))
+        assert [(await host.receive("x")).sender for _ in range(5)] == ["lab"] * 2 + ["honest"] * 3
+        host.close()
 
     asyncio.run(main())

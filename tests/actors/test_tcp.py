@@ -231,6 +231,37 @@ def test_hostile_bytes_end_their_link_and_are_counted(name: str) -> None:
     asyncio.run(main())
 
 
+def ext(number: int) -> Any:
+    return msgspec.msgpack.Ext(1, bytes([number]))
+
+
+SMALL, LARGE = ["uint8", [1], True, False], ["uint8", [1 << 20], True, False]
+
+
+@pytest.mark.parametrize("value", [None, ext(0), [ext(0), ext(0)], {"k": ext(0)}, [{"k": [ext(0)]}]])
+def test_a_small_array_cannot_keep_the_memory_of_large_ones(value: Any) -> None:
+    """Who counts the bytes of what waits counts those of the arrays that the value holds."""
+    with pytest.raises(WireError, match="does not hold all of the arrays"):
+        parsed(raw([0, "x", 1, value, [SMALL, LARGE]], 64 + (1 << 20)))
+
+
+def test_one_key_twice_cannot_hide_an_array() -> None:
+    twice = b"\x82" + (msgspec.msgpack.encode("k") + msgspec.msgpack.encode(ext(0))) * 2
+    for value in (msgspec.Raw(twice), msgspec.msgpack.Ext(3, msgspec.msgpack.encode([["k", ext(0)], ["k", ext(1)]]))):
+        with pytest.raises(WireError, match="does not hold all of the arrays"):
+            parsed(raw([0, "x", 1, value, [SMALL, SMALL]], 128))
+
+
+def test_an_empty_array_has_no_endless_rows() -> None:
+    for shape, what in ([1 << 17, 0], "rows"), ([300, 300, 0], "rows"), ([0, 1 << 31], "columns"):
+        with pytest.raises(WireError, match=f"{what} of an empty array; the limit is"):
+            parsed(raw([0, "x", 1, ext(0), [["uint8", shape, True, False]]]))
+    with pytest.raises(WireError, match="columns of an empty array; the limit is 1000"):
+        whole(Frame("x", 1, torch.empty(0, 2000)), limits=Limits(body=1000))
+    for sent in (torch.empty(0, 1000, 1000), torch.empty(()), np.zeros((3, 0))):
+        assert parsed(whole(Frame("x", 1, sent))).body.shape == sent.shape
+
+
 def test_a_worker_that_asks_for_more_than_to_send_is_refused() -> None:
     async def main() -> None:
         async with served() as server:

@@ -24,12 +24,13 @@ from byzflow.actors.backend import Backend
 from byzflow.actors.conformance import CHECKS, NAMED, Account, _checked, doze, echo
 from byzflow.actors.keys import Keys
 from byzflow.actors.link import Frame
+from byzflow.actors.peer import Budget
 from byzflow.actors.remote import LinkBackend
 from byzflow.actors.tcp import ActorServer, TcpBackend
 from byzflow.actors.ucx import UcxBackend
 from byzflow.actors.ucx_link import HEAD, UcxLink, library
-from byzflow.actors.wire import PREFIX, Limits
-from byzflow.errors import ActorError, WorkerDied
+from byzflow.actors.wire import PREFIX, Limits, encode
+from byzflow.errors import ActorError, LinkClosed, WorkerDied
 
 ALLOW = {f"byzflow.actors.conformance:{name}": each for name, each in NAMED.items()}
 needs_ucxx = pytest.mark.skipif(importlib.util.find_spec("ucxx") is None, reason="ucxx is not installed")
@@ -228,7 +229,7 @@ def test_only_the_token_opens_and_only_once() -> None:
             strangers = [await come(shown) for shown in (b"", bytes(32), b"short", b"x" * 100)]
             await until(lambda: sum(refused().values()) == 4)  # the silent one after a while
             assert refused() == {"a wrong token": 2, "no token": 2}
-            link = UcxLink(await come(token), Limits(), "server", control)
+            link = UcxLink(await come(token), Limits(), "server", Budget(1 << 20), control)
             assert (await link.recv()).kind == "hello"  # who has it is let in all the same
             strangers.append(await come(token))
             await until(lambda: "a token that was used" in refused())
@@ -360,5 +361,87 @@ def test_frames_arrive_whole_and_in_order() -> None:
             await worker.close()
             with pytest.raises(Exception, match="closed"):
                 await link.send(Frame("x", 1))
+
+    asyncio.run(main())
+
+
+# --------------------------------------------------------------------------------- the budget, without UCX
+
+
+class Endpoint:
+    """What a link knows of UCX: messages one after the other into memory that it gives."""
+
+    def __init__(self, *frames: Frame) -> None:
+        self.messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.asked = 0  # bytes of arrays
+        for sequence, frame in enumerate(frames):
+            head, bodies, _ = encode(frame, sequence, Limits())
+            for message in (head.ljust(HEAD, b"\0"), *map(bytes, bodies)):
+                self.messages.put_nowait(message)
+
+    async def recv(self, memory: Any) -> None:
+        self.asked += len(memory) if len(memory) != HEAD else 0
+        message = await self.messages.get()
+        if message is None:
+            raise ConnectionError("aborted")
+        memoryview(memory)[: len(message)] = message
+
+    def abort(self) -> None:
+        self.messages = asyncio.Queue()
+        self.messages.put_nowait(None)
+
+
+async def settled() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def test_all_links_of_a_peer_have_one_budget() -> None:
+    async def main() -> None:
+        frames = [Frame("x", k, np.full(1000, k, np.uint8)) for k in range(4)]
+        budget = Budget(2500)  # room for two frames of 1024 bytes
+        ends = [Endpoint(*frames), Endpoint(*frames)]
+        links = [UcxLink(end, Limits(), "peer", budget) for end in ends]
+        await settled()
+        assert (budget.used, sum(end.asked for end in ends)) == (2048, 2000)
+
+        async def taken(link: UcxLink) -> None:
+            for k in range(4):
+                frame = await link.recv()
+                assert (frame.number, frame.body.tolist()) == (k, [k] * 1000)
+                assert budget.used <= budget.total
+
+        await asyncio.wait_for(asyncio.gather(*map(taken, links)), 5)
+        assert budget.used == 0
+        for end in ends:
+            end.messages.put_nowait(None)
+        for link in links:
+            with pytest.raises(LinkClosed, match="peer is gone"):
+                await link.recv()
+            await link.close()
+
+    asyncio.run(main())
+
+
+def test_a_link_that_ends_gives_its_bytes_back_and_waits_no_longer() -> None:
+    async def main() -> None:
+        frames = [Frame("x", k, np.ones(1000, np.uint8)) for k in range(3)]
+        budget = Budget(1500)
+        first, second, third = (UcxLink(Endpoint(*frames), Limits(), "peer", budget) for _ in range(3))
+        await settled()
+        assert budget.used == 1024
+        await second.close()  # which waits for room
+        await first.close()
+        await settled()
+        assert budget.used == 1024
+        assert (await third.recv()).number == 0
+        await third.close()
+        assert budget.used == 0
+        large = UcxLink(Endpoint(Frame("x", 0, np.ones(2000, np.uint8))), Limits(), "peer", budget)
+        with pytest.raises(LinkClosed, match="peer sent what is not allowed: 2048 bytes of arrays in one frame"):
+            await large.recv()
+        assert len(large.stats.refused) == 1
+        await large.close()
+        assert budget.used == 0
 
     asyncio.run(main())

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from byzflow.errors import FederationError, GraphError, MessageTimeout, NotANeighbour, WireError
+from byzflow.errors import FederationError, GraphError, MailboxFull, MessageTimeout, NotANeighbour, WireError
+from byzflow.federation import contexts
 from byzflow.federation.applications import NodeApplication
 from byzflow.federation.contexts import InProcessContext, ProcessContext
 from byzflow.federation.decentralized import DecentralizedNode
@@ -16,6 +17,7 @@ from byzflow.federation.decentralized_cluster import DecentralizedCluster
 from byzflow.federation.remote_context import RemoteContext
 from byzflow.federation.router import MessageRouter
 from byzflow.gossip.envelope import Envelope
+from byzflow.gossip.tcp_network import TcpNetwork
 from byzflow.gossip.topology import Topology, topology
 from byzflow.graph import ComputationGraph, GraphInput, GraphNode, MessageTriggerOp, make_single_operator_graph
 
@@ -441,6 +443,117 @@ def test_what_is_sent_over_tcp_is_what_it_was_when_it_was_sent() -> None:
         assert all(torch.equal(each, torch.zeros(2, 3)) for each in got[0].values())
         assert got[1] == "last"
         assert not contexts[1].network.mailbox("b").refused  # type: ignore[union-attr]
+        await asyncio.gather(a.shutdown(), b.shutdown())
+
+    asyncio.run(main())
+
+
+def test_neighbours_over_tcp_are_bounded_by_the_bytes_of_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each step: to be sent, to be heard, and in the node; few large messages weigh as much as many small ones."""
+    monkeypatch.setattr(contexts, "PATIENCE", 0.3)
+
+    async def main() -> None:
+        graph, url = topology("full", ["a", "b"]), free_url()
+        assert isinstance(graph, Topology)
+        made = [
+            RemoteContext({"b": url}, accepts=["weights"], numbers=100_000),
+            RemoteContext(listen=url, accepts=["weights"], numbers=100_000),
+        ]
+        a, b = (
+            DecentralizedNode(node_id=name, context=context, topology=graph)
+            for name, context in zip("ab", made, strict=True)
+        )
+        await asyncio.gather(a.start(), b.start())
+        (network, heard), most = (context.network for context in made), made[1].room
+        assert isinstance(network, TcpNetwork)
+        assert isinstance(heard, TcpNetwork)
+        assert most == heard.most == 2 * (800_000 + 1024)
+
+        large = torch.zeros(100_000)  # 400 kB
+        for _ in range(4):  # nobody waits for them: the node keeps what its room allows, and reports the rest
+            await a.send_message("b", "weights", large)
+        await until(lambda: b._mailbox._bytes["a"] > most - 400_100)
+        for _ in range(2):
+            await a.send_message("b", "weights", large)
+        await until(lambda: len(b.errors) == 2)
+        assert all(fault.sender == "a" and "the limit is 1602048" in fault.error for fault in b.errors)
+        assert b._mailbox._count["a"] == 4
+
+        network.post(["b"], "weights", large, 0)  # of a round: nobody here would ever take it
+        await until(lambda: heard.mailbox("b").refused)
+        assert heard.mailbox("b").refused["a"] == {"of a round, and there are none here": 1}
+
+        line = network.lines["b"]  # now b reads no more
+        heard.lines["a"].link._transport.pause_reading()  # type: ignore[union-attr]
+
+        async def many() -> None:
+            for _ in range(40):
+                await a.send_message("b", "weights", large)
+
+        with pytest.raises(MailboxFull, match="b took nothing"):
+            await many()
+        assert line.held < most + 401_000
+        assert line.waiting.qsize() < 8
+        await asyncio.gather(a.shutdown(), b.shutdown())
+
+    asyncio.run(main())
+
+
+def test_a_value_that_is_too_much_for_its_check_is_refused_and_costs_no_link() -> None:
+    def small(contract: Any, value: Any) -> str | None:
+        return "too large" if value.norm() > 1 else None  # of a tensor, as its author believes
+
+    async def main() -> None:
+        graph, url = topology("full", ["a", "b"]), free_url()
+        assert isinstance(graph, Topology)
+        made = [RemoteContext({"b": url}, accepts={"weights": small}), RemoteContext(listen=url, accepts=["weights"])]
+        a, b = (
+            DecentralizedNode(node_id=name, context=context, topology=graph)
+            for name, context in zip("ab", made, strict=True)
+        )
+        await asyncio.gather(a.start(), b.start())
+        await b.send_message("a", "weights", "words")
+        await b.send_message("a", "weights", torch.ones(9))
+        await b.send_message("a", "weights", torch.zeros(9))
+        assert torch.equal(await a.wait_for_message("weights", 5), torch.zeros(9))
+        network = made[0].network
+        assert network is not None
+        assert network.mailbox("a").refused["b"] == {
+            "weights: its check raised AttributeError": 1,
+            "weights: too large": 1,
+        }
+        await asyncio.gather(a.shutdown(), b.shutdown())
+
+    asyncio.run(main())
+
+
+def test_large_messages_that_handlers_work_on_are_bounded_by_their_bytes() -> None:
+    async def main() -> None:
+        graph, url = topology("full", ["a", "b"]), free_url()
+        assert isinstance(graph, Topology)
+        made = [
+            RemoteContext({"b": url}, accepts=["weights"], numbers=10_000),  # 160 kB at work
+            RemoteContext(listen=url, accepts=["weights"], numbers=10_000),
+        ]
+        a, b = (
+            DecentralizedNode(node_id=name, context=context, topology=graph)
+            for name, context in zip("ab", made, strict=True)
+        )
+        gate, seen = asyncio.Event(), []
+
+        async def handler(sender: Any, value: Any) -> None:
+            seen.append(sender)
+            await gate.wait()
+
+        b.register_message_handler("weights", handler)
+        await asyncio.gather(a.start(), b.start())
+        for _ in range(10):
+            await a.send_message("b", "weights", torch.zeros(10_000))  # 40 kB
+        await until(lambda: len(seen) >= 4)
+        await asyncio.sleep(0.2)
+        assert len(seen) == 5
+        gate.set()
+        await until(lambda: len(seen) == 10)
         await asyncio.gather(a.shutdown(), b.shutdown())
 
     asyncio.run(main())

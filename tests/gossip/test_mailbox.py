@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+import torch
 
-from byzflow.errors import MessageTimeout, QuorumLost, Stopped
+from byzflow.errors import MailboxFull, MessageTimeout, QuorumLost, Stopped
 from byzflow.gossip.envelope import Envelope
 from byzflow.gossip.mailbox import LOOSE, Mailbox
 
@@ -114,6 +115,23 @@ def test_a_flood_costs_its_author_alone_and_bounded_memory() -> None:
         assert sum(box.refused["flood"].values()) >= 19_000
         assert (await box.take("news")).value == "loose"
         assert (await box.collect("half", 0, ["honest"], 1)).values == {"honest": 1}
+
+    asyncio.run(main())
+
+
+def test_large_messages_of_one_sender_are_bounded_by_their_bytes() -> None:
+    async def main() -> None:
+        box = Mailbox(most=10_000)
+        large = torch.zeros(1000)  # 4000 bytes, and a little for the rest
+        assert [box.put(half("a", large, None)) for _ in range(5)] == [True, True, True, False, False]
+        assert box.put(half("b", [large, {"x": large}], None))
+        assert box.refused == {"a": {"too many messages": 2}}
+        with pytest.raises(MailboxFull, match=r"3 messages of a wait to be taken, and none was within 0\.01 s"):
+            await box.room("a", 0.01)
+        waiting = asyncio.create_task(box.room("a", 5))
+        assert (await box.take()).sender == "a"
+        await waiting
+        assert box.put(half("a", large, None))
 
     asyncio.run(main())
 

@@ -231,6 +231,26 @@ def test_a_mailbox_is_bounded() -> None:
         mailbox.put(Message("c", 1, "node 9"))
 
 
+def test_a_mailbox_is_bounded_in_bytes_and_for_each_sender() -> None:
+    async def main() -> None:
+        mailbox = Mailbox(limit=3, room=10_000, each=True)
+        for _ in range(2):
+            mailbox.put(Message("a", torch.zeros(1000), "node 1"))
+        with pytest.raises(
+            MailboxFull, match=r"8128 bytes wait, one of 4064 came, and the limit is 10000: 'a' of node 1"
+        ):
+            mailbox.put(Message("a", torch.zeros(1000), "node 1"))
+        for sender in ("node 1", "node 2", "node 2", "node 2"):
+            mailbox.put(Message("b", 1, sender))
+        with pytest.raises(MailboxFull, match="3 messages wait and the limit is 3: 'b' of node 2"):
+            mailbox.put(Message("b", 1, "node 2"))
+        for _ in range(2):
+            await mailbox.take("a")
+        mailbox.put(Message("a", torch.zeros(1000), "node 1"))
+
+    asyncio.run(main())
+
+
 def test_nodes_wait_for_messages() -> None:
     graph = ComputationGraph(
         [
