@@ -75,7 +75,8 @@ def laid_out(places: Sequence[Place], shapes: Sequence[Any]) -> tuple[list[Place
 
 def added(places: Sequence[Place], parts: Sequence[Any]) -> Tensor:
     """The sum of what each tile brings to it, flat and in float64. Raises ActorError."""
-    shape, _ = Counter(part.shape for part in parts if isinstance(part, Tensor)).most_common(1)[0]
+    shapes = Counter(part.shape for part in parts if isinstance(part, Tensor)).most_common(1)
+    shape = shapes[0][0] if shapes else torch.Size()
     total = torch.zeros(shape, dtype=torch.float64)
     for place, part in zip(places, parts, strict=True):
         if not isinstance(part, Tensor) or part.dtype != torch.float64 or part.shape != shape:

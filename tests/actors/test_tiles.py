@@ -363,6 +363,16 @@ def test_what_a_worker_lies_about_is_refused_in_its_name(liar: int) -> None:
     asyncio.run(main())
 
 
+def test_a_worker_alone_that_sends_no_sum_is_named() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(10), ActorPool([ActorPoolConfig("thread:", 1)]) as pool:
+            held = await hold(pool, {"thread-0": (9, 30, 0, 30, "words for a sum")}, Liar)
+            with pytest.raises(ActorError, match="worker 'thread-0' sent no part of this sum: 'no'"):
+                await held.aggregate("krum(f=2)")
+
+    asyncio.run(main())
+
+
 def test_one_worker_alone_cannot_have_sums_added_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles_module, "TURNS", 50)
 
