@@ -40,6 +40,8 @@ LIES = {
     "mixed": ("half_lie", "half"),
 }
 """Types of message in which a Byzantine node lies: its method that makes what it says, and of which messages."""
+GOSSIP = "adopt"
+"""What nodes that mix models take a mixed one by."""
 HASTE = 0.9  # of the deadline, at which attackers stop waiting for late honest nodes
 
 
@@ -244,7 +246,14 @@ class Performer:
         key = (f"verdict {effect.stage}", effect.round)
         if key in self._made:  # the rule's memory took this round already
             return self._made[key].value
-        own = None if effect.own is None else (self.seat.id, effect.own)
+        vector = effect.own
+        if vector is None and defence.needs_own and self.seat.take == GOSSIP and not self.seat.byzantine:
+            vector = await self._model(effect.round)
+            if vector is None:
+                verdict = defence.no_own(effect.heard)
+                self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
+                return None
+        own = None if vector is None else (self.seat.id, vector)
         weights = None if self.mixing is None else self.mixing(self.seat.id, effect.round)
         if self.pool is None:
             verdict = defence.aggregate(effect.heard, own, weights)
@@ -257,6 +266,16 @@ class Performer:
             self.ledger.record(effect.round, record.operator, record.rows, verdict.value, record.extras)
         self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
         return verdict.value
+
+    async def _model(self, round: int) -> Any:
+        """The node's model, which is its row where it has no half step; None if it does not tell it."""
+        try:
+            return await self._ask("get_parameters")
+        except (WorkerDied, Stopped):
+            raise
+        except Exception as error:
+            self.tell(Told(self.seat.id, round, error=one_line(error)))
+            return None
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         return await ask(self.seat.node, method, *arguments, limit=self.limit)
