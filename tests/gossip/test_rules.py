@@ -124,6 +124,15 @@ def test_cs_plus_at_the_ends_of_b() -> None:
     assert float(byzflow.parse("clipped_gossip(tau=0)")(rows)) == 0
 
 
+@robust
+@pytest.mark.parametrize("b", [1e-7, 1e-9, 1e-320])
+def test_a_b_of_nearly_nothing_is_borne(name: str, b: float) -> None:
+    """As small as what rounding is allowed, or smaller."""
+    rows = np.array([[0.0], [1.0], [2.0], [3.0], [1e30]])
+    w = np.array([0.25 - b, 0.25, 0.25, 0.25, b])
+    assert 0 <= float(byzflow.parse(spec(name, b))(rows, weights=w)[0]) < 4 / math.sqrt(b)
+
+
 def test_adaptive_clipping_counts_more_than_one_liar() -> None:
     """N13: the second largest distance would let one of two far liars set the length."""
     rows = torch.tensor([[0.0], *[[1.0]] * 6, [1e9], [1e9]], dtype=torch.float64)
