@@ -171,6 +171,22 @@ def test_a_huge_row_moves_the_result_no_further_than_others(name: str, dtype: to
         assert float((value - rows[0]).norm()) < 8
 
 
+@robust
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("huge", [1e8, 1e12, 1e30])
+def test_light_liars_may_be_most_of_the_rows(name: str, dtype: torch.dtype, huge: float) -> None:
+    """Beside so many huge rows nothing is left of the honest distances in the inner products."""
+    rng = np.random.default_rng(8)
+    rows, w = rng.normal(size=(10, 3)).astype(np.float32), np.full(10, 0.01)
+    w[:4] = 0.19, 0.25, 0.25, 0.25
+    far = rows.astype(np.float64)
+    far[4:] *= 1e8
+    bad = torch.from_numpy(rows).to(dtype)
+    bad[4:] *= huge
+    value = byzflow.parse(f"{name}(b=0.06)")(bad, weights=w)
+    np.testing.assert_allclose(value, LOOPS[name](far, w[1:].tolist(), 0.06), rtol=1e-6, atol=1e-6)
+
+
 def test_float64_rows_whose_distances_overflow() -> None:
     rows = np.zeros((5, 2))
     rows[1:4] = 1
