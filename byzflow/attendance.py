@@ -9,16 +9,14 @@ from byzflow.operators import Operator
 def shrunk_for(operator: Operator, n: int, malformed: int, silent: int) -> Operator:
     """The operator for n rows: f less the malformed ones, and less silent ones as far as it has to be.
 
-    That takes the silent for liars, of whom there are at most f. Where more are silent, honest ones are late, and all
-    liars may have spoken: then no silent one counts.
+    That takes the silent for liars. A node with a row of its own need not: see `copies_for`.
 
     Raises RowsError without any row, NotEnoughSenders if there are too few for every f that is left.
     """
     if not n:
         raise RowsError("no reply counts")
-    known = operator.shrunk(malformed)
-    for gone in range(silent + 1 if silent <= known.declared else 1):
-        smaller = known.shrunk(gone)
+    for gone in range(silent + 1):
+        smaller = operator.shrunk(malformed + gone)
         try:
             smaller.check(n)
             return smaller

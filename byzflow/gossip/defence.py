@@ -20,7 +20,7 @@ from byzflow.operators import Attack, Operator
 from byzflow.spec import parse
 
 Kind = tuple[int, torch.dtype, torch.device]
-NOT_FINITE = "NaN or Inf"
+NOT_FINITE, NO_VECTOR = "NaN or Inf", "no vector of floating numbers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +185,8 @@ class _Case:
 
 def _alike(given: Mapping[NodeId, Any], kind: Kind | None) -> tuple[dict[NodeId, Tensor], dict[NodeId, str]]:
     """The vectors that can be aggregated together, and why the others cannot."""
-    vectors = {sender: value for sender, value in given.items() if _is_vector(value)}
-    rejected = {sender: "no vector of floating numbers" for sender in given if sender not in vectors}
+    vectors = {sender: value for sender, value in given.items() if is_vector(value)}
+    rejected = {sender: NO_VECTOR for sender in given if sender not in vectors}
     if not vectors:
         return {}, rejected
     most = kind or Counter(map(_kind, vectors.values())).most_common(1)[0][0]
@@ -196,9 +196,16 @@ def _alike(given: Mapping[NodeId, Any], kind: Kind | None) -> tuple[dict[NodeId,
     return {sender: value for sender, value in vectors.items() if sender not in rejected}, rejected
 
 
-def _is_vector(value: Any) -> bool:
+def is_vector(value: Any) -> bool:
+    """If a rule can use it as a row: a dense tensor of one dimension, floating and not empty."""
     dense = isinstance(value, Tensor) and value.layout == torch.strided
     return dense and value.ndim == 1 and value.is_floating_point() and value.numel() > 0
+
+
+def fits(value: Any, like: Any) -> bool:
+    """If it is a finite vector, and of the kind of `like`, where that is one."""
+    alike = is_vector(value) and (not is_vector(like) or _kind(value) == _kind(like))
+    return alike and bool(value.isfinite().all())
 
 
 def _kind(value: Tensor) -> Kind:

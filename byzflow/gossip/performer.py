@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from byzflow.errors import Stopped, WorkerDied, one_line
-from byzflow.gossip.defence import Defence, Verdict
+from byzflow.gossip.defence import NO_VECTOR, Defence, Verdict, is_vector
 from byzflow.gossip.door import Run
 from byzflow.gossip.effects import (
     Adopt,
@@ -178,7 +178,7 @@ class Performer:
         return self._heard[key]
 
     async def _train(self, round: int) -> Any:
-        """The node's vector; None if it has none, or its code raised, which is told and costs this round alone.
+        """The node's vector; None if it has none, or its code failed, which is told and costs this round alone.
 
         Where the round begins anew, the node takes its step again, and what it said the first time stands.
         """
@@ -187,7 +187,7 @@ class Performer:
         if self.pace.over > round and ("train", round) not in self._made:
             return None  # it would come too late: this node catches up
         try:
-            made = await self._ask(self.seat.train)
+            made = self._vector(await self._ask(self.seat.train), round)
             return self._made.setdefault(("train", round), made) if self.again else made
         except (WorkerDied, Stopped):
             raise
@@ -248,7 +248,7 @@ class Performer:
             return self._made[key].value
         vector = effect.own
         if vector is None and defence.needs_own and self.seat.take == GOSSIP and not self.seat.byzantine:
-            vector = await self._model(effect.round)
+            vector = self._vector(await self._model(effect.round), effect.round)
             if vector is None:
                 verdict = defence.no_own(effect.heard)
                 self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
@@ -266,6 +266,13 @@ class Performer:
             self.ledger.record(effect.round, record.operator, record.rows, verdict.value, record.extras)
         self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
         return verdict.value
+
+    def _vector(self, own: Any, round: int) -> Any:
+        """What the node made, if a rule can use it; else None, and what is wrong is told."""
+        if own is None or is_vector(own):
+            return own
+        self.tell(Told(self.seat.id, round, error=f"what it made is {NO_VECTOR}, but {type(own).__name__}"))
+        return None
 
     async def _model(self, round: int) -> Any:
         """The node's model, which is its row where it has no half step; None if it does not tell it."""

@@ -48,8 +48,8 @@ class Robust(Strategy):
       records or metrics, or a bad number of examples is rejected; its node and the reason are in the log, in
       `audit`, and in the round's metrics as `robust-rejected/<node id>`. What each reply that counted weighed, how far
       it was from the result, and the node's running suspicion are `robust-weight`, `-distance` and `-suspicion`.
-    * A malformed reply uses up one of f, for the rule of that round. Up to f errors and missing replies do so
-      only as far as the rule would otherwise be invalid: honest clients crash too, and f must still cover the liars.
+    * A malformed reply uses up one of f, for the rule of that round. An error or a missing reply does so only as
+      far as the rule would otherwise be invalid: honest clients crash too, and f must still cover the liars.
     * With too few replies left for the rule, the model stays as it was, and a warning says so.
     * How many examples a client claims to have plays no part, unless `examples_cap` is set.
     * Integer arrays and buffers stay out of every distance and of the server's optimiser and keep their dtype.

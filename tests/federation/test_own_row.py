@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from byzflow.errors import FederationError
 from byzflow.federation.federation import Federation
 from byzflow.federation.nodes import ByzantineNode
 from byzflow.federation.remote_peer import RemotePeer
+from byzflow.gossip.cluster import Clusters
 from byzflow.spec import parse
 from tests.federation.small import Valued
 from tests.federation.test_remote_peer import network, together
@@ -61,6 +65,42 @@ def test_a_node_with_nothing_to_go_on_from_takes_no_step_and_says_so() -> None:
     history = Federation(nodes, "full", "cs_plus", f=1, patience=5.0).train(1)
     assert nodes[4].x.tolist() == [3.0, 3.0]  # type: ignore[attr-defined]
     assert "own vector" in history[0].problem
+
+
+class Odd(Valued):
+    """Sends what is no vector."""
+
+    def half_step(self) -> Any:
+        return self.made
+
+
+@pytest.mark.parametrize("rule", ["cs_plus", "trimmed_mean"])
+@pytest.mark.parametrize(
+    "made", [[3.0, 3.0], np.ones(2), torch.ones(1, 2), torch.ones(2).long(), torch.ones(2).to_sparse()]
+)
+def test_what_is_no_vector_costs_its_node_alone(rule: str, made: Any) -> None:
+    odd = Odd(3)
+    odd.made = made  # type: ignore[attr-defined]
+    history = Federation([Liar(), Valued(0), Valued(1), Valued(2), odd], "full", rule, f=1, patience=5.0).train(2)
+    assert history[1].errors.keys() == {4}
+    assert "no vector of floating numbers" in history[1].errors[4]
+    assert 0 <= float(odd.x[0]) <= 3
+
+
+@pytest.mark.parametrize("lie", [torch.zeros(3), torch.full((2,), math.nan), torch.zeros(2).double(), "words"])
+def test_a_heads_model_that_does_not_fit_leaves_its_members_to_their_own(lie: Any) -> None:
+    class Head(Liar):
+        def half_lie(self, honest: Sequence[Tensor], place: int, f: int) -> Any:
+            return lie
+
+    nodes = [Head(), *map(Valued, (1, 1, 1, 5, 5))]
+    Federation(nodes, Clusters(groups=[[0, 1, 2, 3], [4, 5]], period=1), "median", patience=5.0).train(1)
+    assert [node.x.tolist() for node in nodes[1:4]] == [[1.0, 1.0]] * 3  # type: ignore[attr-defined]
+
+
+def test_liars_alone_are_no_federation() -> None:
+    with pytest.raises(FederationError, match="no honest node"):
+        Federation([Liar(), Liar()], "full", "mean")
 
 
 @pytest.mark.parametrize("rule", RULES)
