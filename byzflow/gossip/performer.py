@@ -247,9 +247,10 @@ class Performer:
         if key in self._made:  # the rule's memory took this round already
             return self._made[key].value
         vector = effect.own
-        if vector is None and defence.needs_own and self.seat.take == GOSSIP and not self.seat.byzantine:
-            vector = self._vector(await self._model(effect.round), effect.round)
-            if vector is None:
+        mixes = self.seat.take == GOSSIP and not self.seat.byzantine
+        if vector is None and mixes and (defence.needs_own or effect.heard.missing):
+            vector = await self._model()
+            if vector is None and defence.needs_own:
                 verdict = defence.no_own(effect.heard)
                 self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
                 return None
@@ -274,15 +275,15 @@ class Performer:
         self.tell(Told(self.seat.id, round, error=f"what it made is {NO_VECTOR}, but {type(own).__name__}"))
         return None
 
-    async def _model(self, round: int) -> Any:
-        """The node's model, which is its row where it has no half step; None if it does not tell it."""
+    async def _model(self) -> Any:
+        """The node's model, which is its row where it has no half step; None if it does not tell it, or has none."""
         try:
-            return await self._ask("get_parameters")
+            model = await self._ask("get_parameters")
         except (WorkerDied, Stopped):
             raise
-        except Exception as error:
-            self.tell(Told(self.seat.id, round, error=one_line(error)))
-            return None
+        except Exception:
+            return None  # why it has no half step is told already
+        return model if is_vector(model) else None
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         return await ask(self.seat.node, method, *arguments, limit=self.limit)

@@ -67,6 +67,12 @@ def test_a_node_with_nothing_to_go_on_from_takes_no_step_and_says_so() -> None:
     assert "own vector" in history[0].problem
 
 
+def test_a_node_without_a_half_step_that_hears_few_is_not_led_by_the_liars_among_them() -> None:
+    nodes = [Liar(), Liar(), Valued(0), Broken(1), Broken(3)]
+    Federation(nodes, "full", "trimmed_mean", f=2, quorum=3, patience=5.0).train(2)
+    assert all(0 <= float(node.x[0]) <= 3 for node in nodes[2:])  # type: ignore[attr-defined]
+
+
 class Odd(Valued):
     """Sends what is no vector."""
 
