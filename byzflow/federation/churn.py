@@ -123,7 +123,10 @@ class Churn:
         self._federation.lives.begin(member, len(self._federation.history))
 
     async def _catch_up(self, member: Member) -> None:
-        """Give a node the model of most others in a star, else what the rule makes of its neighbours' models."""
+        """Give a node the model of most others in a star, else what the rule makes of its neighbours' models.
+
+        A rule that starts from the node's own row has none to start from: then it is their median.
+        """
         if not len(self._federation.history) or member.byzantine:
             return
         if self._federation.centre is not None:
@@ -163,6 +166,7 @@ class Churn:
         honest = [each for each in around if callable(getattr(each.node, "get_parameters", None)) and each.here]
         models = {each.id: await supervisor.reach(each, model, done - 1) for each in honest}
         heard = Heard({id: each for id, each in models.items() if each is not None})
-        verdict = Defence(federation.defence, federation.f).aggregate(heard)
+        defence = Defence(federation.defence, federation.f)
+        verdict = (Defence("median", federation.shared.f) if defence.needs_own else defence).aggregate(heard)
         if verdict.value is not None and callable(getattr(member.node, "set_parameters", None)):
             await ask(member.node, "set_parameters", verdict.value, limit=supervisor.policy.call_timeout)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from byzflow.errors import ModelError, SpecError
+from byzflow.errors import DataError, ModelError, SpecError
 from byzflow.federation.batches import batches_of
 from byzflow.federation.evaluation import evaluate
 from byzflow.federation.optimizer import OptimizerStep
@@ -41,6 +41,7 @@ class Learner:
     a model that does (dropout, or a module that is not torch's own) gets its own for each step, one thread at a time.
 
     A batch whose loss or gradient is not finite is no step: model, momenta and buffers stay, and `skipped` counts it.
+    Steps out of the dtype's range are none either: the model is then where `half_step` or `train` began.
 
     Parameters
     ----------
@@ -160,7 +161,11 @@ class Learner:
         x = self.model.get()
         if not self._usable(gradient):
             return x.clone()
-        y, self.mean = self.optimizer_step.half(x, gradient + self._pull(x), self.mean)
+        y, mean = self.optimizer_step.half(x, gradient + self._pull(x), self.mean)
+        if not is_finite(y):  # out of the dtype's range
+            self.skipped += 1
+            return x.clone()
+        self.mean = mean
         return y
 
     def train(self, steps: int | None = None) -> Trained:
@@ -191,6 +196,10 @@ class Learner:
             else:
                 self._torch_step(optimizer, gradient)
         missed = self.skipped - skipped
+        if not is_finite(self.model.get()):
+            self.model.set(start)
+            self.skipped = skipped + steps
+            return Trained(torch.zeros_like(start), 0, {"skipped": float(steps)})
         metrics = {name: value / (steps - missed) for name, value in sums.items()}
         return Trained(self.model.get() - start, samples, {**metrics, "skipped": float(missed)})
 
@@ -237,7 +246,12 @@ class Learner:
             fits = isinstance(value, int) if isinstance(like, int) else _alike(value, like)
             if not fits:
                 raise ModelError(f"the state's {name} does not fit this learner's: it is {_shown(value)}")
-        self.batches.seek(_int(state["epoch"]), _int(state["position"]))
+        epoch, position = self.batches.epoch, self.batches.position
+        try:
+            self.batches.seek(_int(state["epoch"]), _int(state["position"]))
+        except DataError:
+            self.batches.seek(epoch, position)
+            raise
         self.model.set(_tensor(state["vector"]))
         buffers = dict(self.module.named_buffers())
         for name in state:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from byzflow.errors import ModelError
 from byzflow.federation.batches import TensorBatches
 from byzflow.federation.learner import Learner
 from byzflow.federation.nodes import HonestNode
@@ -118,7 +118,9 @@ class LearnerNode(HonestNode):
         return self.learner.state() | extra
 
     def load_state(self, state: Mapping[str, Tensor | int]) -> None:
-        """Take up what `state` gave."""
-        velocity = state.get("server_velocity")
-        self._server_velocity = velocity.clone() if isinstance(velocity, torch.Tensor) else None
+        """Take up what `state` gave; nothing changes unless all of it fits. ModelError and DataError as a learner's."""
+        velocity, like = state.get("server_velocity"), self.learner.model.get()
+        if velocity is not None and not (isinstance(velocity, Tensor) and velocity.shape == like.shape):
+            raise ModelError(f"the state's server_velocity is not one of the model's {len(like)} numbers")
         self.learner.load_state({name: value for name, value in state.items() if name != "server_velocity"})
+        self._server_velocity = None if velocity is None else velocity.to(like, copy=True)

@@ -15,6 +15,7 @@ from byzflow.errors import DataError, SpecError, did_you_mean
 
 Indices = NDArray[np.int64]
 """The sorted numbers of one node's samples."""
+LARGEST = 1e300  # alpha: the sum of draws of more overflows, and beyond 1e15 all shares are equal
 
 
 def partition(name: str, labels: Tensor | Indices, nodes: int, *, seed: int = 0, **options: float) -> list[Indices]:
@@ -183,7 +184,7 @@ def _few_labels(labels: Indices, nodes: int, rng: np.random.Generator, order: In
 
 def _shares(rng: np.random.Generator, nodes: int, alpha: float) -> NDArray[np.float64]:
     """(nodes,): they sum to 1; at a tiny alpha, where numpy's draws may all be 0, one node has everything."""
-    shares = rng.dirichlet(np.full(nodes, alpha))
+    shares = rng.dirichlet(np.full(nodes, min(alpha, LARGEST)))
     return shares if np.isfinite(shares).all() else np.eye(nodes)[rng.integers(nodes)]
 
 

@@ -41,9 +41,15 @@ def check_numbers(run: Run, patience: float | None) -> None:
 
 
 def check_heard(rule: Operator, run: Run, nodes: Iterable[NodeId]) -> None:
-    """NotEnoughSenders if one of these nodes, or the centre, hears too few for the rule in the first round."""
+    """NotEnoughSenders if one of these nodes, or the centre, hears too few for the rule in the first round.
+
+    FederationError where none of the nodes is honest.
+    """
     if run.centre is not None:
         rule.check(len(run.sampled(0)))
         return
     graph = run.at(0)
-    rule.check(min(1 + len(run.contributors & set(graph.in_neighbours(node))) for node in nodes))
+    heard = [1 + len(run.contributors & set(graph.in_neighbours(node))) for node in nodes]
+    if not heard:
+        raise FederationError("there is no honest node: nothing can be learned")
+    rule.check(min(heard))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 from byzflow.errors import SpecError
+from byzflow.gossip.defence import fits
 from byzflow.gossip.door import Door
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.gossip.topology import Topology
@@ -127,5 +128,6 @@ async def cluster(door: Door) -> None:
                 await door.send(listeners, "mixed", model, t)
             elif (head := groups.head(door.id)) in around:
                 told = await door.recv("mixed", t, [head], quorum=0)
-                model = told.values.get(head, model)
+                handed = told.values.get(head)
+                model = handed if fits(handed, model) else model
         await door.adopt(model, t)

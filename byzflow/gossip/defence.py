@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from byzflow import memory
-from byzflow.attendance import shrunk_for
+from byzflow.attendance import copies_for, shrunk_for
 from byzflow.engine.report import Aggregation
 from byzflow.errors import NotEnoughSenders, RowsError, SpecError
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.graph.subtask import Pool, SubTask
 from byzflow.operators import Attack, Operator
 from byzflow.spec import parse
+
+Kind = tuple[int, torch.dtype, torch.device]
+NOT_FINITE, NO_VECTOR = "NaN or Inf", "no vector of floating numbers"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +52,22 @@ class Verdict:
 class Defence:
     """A rule with its memory. `spec` may leave f open, which `f` then fills.
 
-    A vector of another shape or dtype than most, or with NaN or Inf, is rejected and named, and costs nobody else
-    anything: n and f shrink with it. Raises SpecError for what is no aggregation.
+    A vector of another shape, dtype or device than most, or with NaN or Inf, is rejected and named, and costs nobody
+    else anything: n and f shrink with it. Silence never makes f smaller where a node has a vector of its own, which
+    stands for the silent ones as far as the rule needs more rows; elsewhere see `byzflow.attendance.shrunk_for`.
+    Raises SpecError for what is no aggregation.
     """
 
     def __init__(self, spec: str | Operator = "mean", f: int | None = None, audit: bool = True) -> None:
         self.operator = parse(spec, f=f)
+        self._bears = self.operator.declared if f is None else f
         if isinstance(self.operator, Attack) or self.operator.out_rows(1000) != 1:
             raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
         self.audit = audit
         self.state: dict[str, Any] = {}
         self.recorded = False
         """If verdicts say what they were made of."""
-        self._kind: tuple[int, torch.dtype] | None = None  # of the last result: later rounds have no vote on it
+        self._kind: Kind | None = None  # of the last result: later rounds have no vote on it
         self.sample_weights: Mapping[NodeId, float] = {}
         """How much each sender counts in a rule that takes it, such as by its samples; 1 where nothing is said."""
 
@@ -69,6 +75,16 @@ class Defence:
     def f(self) -> int:
         """Byzantine rows that it bears."""
         return self.operator.declared
+
+    @property
+    def needs_own(self) -> bool:
+        """If the rule starts from one row, which in gossip must be the node's own: another's may be a liar's."""
+        return not self.operator.permutation_equivariant
+
+    def no_own(self, heard: Heard) -> Verdict:
+        """Of a round in which the node has no such row."""
+        why = f"{self.operator} starts from the node's own vector, and there is none"
+        return Verdict(None, str(self.operator), missing=heard.missing, problem=why)
 
     def aggregate(
         self,
@@ -108,28 +124,41 @@ class Defence:
         given = ({own[0]: own[1]} if own is not None else {}) | dict(heard.values)
         right = own[1] if own is not None else expected
         rows, rejected = _alike(given, self._kind if right is None else _kind(right))
-        senders = list(rows)
+        silent, malformed, copies = len(heard.missing), len(rejected), 0
+        if own is not None and own[0] in rows:
+            if bool(rows[own[0]].isfinite().all()):
+                copies = copies_for(self.operator, self._bears, len(rows), malformed, silent)
+            elif not self.needs_own:  # else the rule says that its measure is broken
+                del rows[own[0]]
+                rejected[own[0]] = NOT_FINITE  # but no liar: f stays
+            silent = 0
+        senders = [*rows, *(copies * [own[0]] if own is not None else [])]
         extras = memory.extras_for(self.state, senders)
         if weights is not None and "weights" in self.operator.accepts:
-            extras["weights"] = torch.tensor([weights.get(each, 0.0) for each in senders], dtype=torch.float64)
+            mixing = [weights.get(each, 0.0) for each in rows] + copies * [
+                0.0
+            ]  # the own row has the silent ones' weight
+            extras["weights"] = torch.tensor(mixing, dtype=torch.float64)
         if self.sample_weights and "sample_weights" in self.operator.accepts:
             counts = [self.sample_weights.get(each, 1.0) for each in senders]
             extras["sample_weights"] = torch.tensor(counts, dtype=torch.float64)
-        call = (self.operator, list(rows.values()), len(rejected), len(heard.missing), self.audit, extras)
+        call = (self.operator, [rows[each] for each in senders], malformed, silent, self.audit, extras)
         return _Case(call, senders, rejected, heard.missing)
 
     def _verdict(self, case: _Case, result: Aggregation) -> Verdict:
         record = self._record(case) if self.recorded else None
         self.state = memory.by_node(result.state, case.senders, self.state)
-        rejected = case.rejected | {case.senders[place]: "NaN or Inf" for place in result.rejected}
-        shares = {} if result.weights is None else dict(zip(case.senders, result.weights.tolist(), strict=True))
+        rejected = case.rejected | {case.senders[place]: NOT_FINITE for place in result.rejected}
+        shares: dict[NodeId, float] = {}
+        for sender, share in () if result.weights is None else zip(case.senders, result.weights.tolist(), strict=True):
+            shares[sender] = shares.get(sender, 0.0) + share
         self._kind = _kind(result.value)
         return Verdict(result.value, result.operator, shares, rejected, case.missing, record=record)
 
     def _record(self, case: _Case) -> Record:
-        operator, rows, rejected, missing, _, extras = case.call
+        operator, rows, rejected, silent, _, extras = case.call
         names = [f"{place:05d} {sender}" for place, sender in enumerate(case.senders)]
-        spec = str(shrunk_for(operator, len(rows), rejected, missing))
+        spec = str(shrunk_for(operator, len(rows), rejected, silent))
         return Record(spec, dict(zip(names, rows, strict=True)), extras)
 
     def _none(self, case: _Case, problem: Exception) -> Verdict:
@@ -137,10 +166,10 @@ class Defence:
 
 
 def _run(
-    operator: Operator, rows: list[Tensor], rejected: int, missing: int, audit: bool, extras: dict[str, Any]
+    operator: Operator, rows: list[Tensor], rejected: int, silent: int, audit: bool, extras: dict[str, Any]
 ) -> Aggregation:
     """Where the rule is computed, here or on a worker."""
-    return shrunk_for(operator, len(rows), rejected, missing).run(rows, nonfinite="reject", audit=audit, **extras)
+    return shrunk_for(operator, len(rows), rejected, silent).run(rows, nonfinite="reject", audit=audit, **extras)
 
 
 @dataclass(frozen=True)
@@ -154,12 +183,10 @@ class _Case:
     run: ClassVar[Callable[..., Aggregation]] = staticmethod(_run)
 
 
-def _alike(
-    given: Mapping[NodeId, Any], kind: tuple[int, torch.dtype] | None
-) -> tuple[dict[NodeId, Tensor], dict[NodeId, str]]:
+def _alike(given: Mapping[NodeId, Any], kind: Kind | None) -> tuple[dict[NodeId, Tensor], dict[NodeId, str]]:
     """The vectors that can be aggregated together, and why the others cannot."""
-    vectors = {sender: value for sender, value in given.items() if _is_vector(value)}
-    rejected = {sender: "no vector of floating numbers" for sender in given if sender not in vectors}
+    vectors = {sender: value for sender, value in given.items() if is_vector(value)}
+    rejected = {sender: NO_VECTOR for sender in given if sender not in vectors}
     if not vectors:
         return {}, rejected
     most = kind or Counter(map(_kind, vectors.values())).most_common(1)[0][0]
@@ -169,13 +196,22 @@ def _alike(
     return {sender: value for sender, value in vectors.items() if sender not in rejected}, rejected
 
 
-def _is_vector(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 1 and value.is_floating_point() and value.numel() > 0
+def is_vector(value: Any) -> bool:
+    """If a rule can use it as a row: a dense tensor of one dimension, floating and not empty."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return dense and value.ndim == 1 and value.is_floating_point() and value.numel() > 0
 
 
-def _kind(value: Tensor) -> tuple[int, torch.dtype]:
-    return value.numel(), value.dtype
+def fits(value: Any, like: Any) -> bool:
+    """If it is a finite vector, and of the kind of `like`, where that is one."""
+    alike = is_vector(value) and (not is_vector(like) or _kind(value) == _kind(like))
+    return alike and bool(value.isfinite().all())
 
 
-def _told(kind: tuple[int, torch.dtype]) -> str:
-    return f"{kind[0]} numbers of {str(kind[1]).removeprefix('torch.')}"
+def _kind(value: Tensor) -> Kind:
+    return value.numel(), value.dtype, value.device
+
+
+def _told(kind: Kind) -> str:
+    place = "" if kind[2].type == "cpu" else f" on {kind[2]}"
+    return f"{kind[0]} numbers of {str(kind[1]).removeprefix('torch.')}{place}"

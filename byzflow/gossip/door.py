@@ -34,8 +34,10 @@ class Run:
     `graph()` is the current topology; `contributors` send vectors, the others only receive. Of the contributors a
     share `fraction` is sampled for each round, at least one. `quorum` is how many vectors a node needs for a round,
     by default all but `f`; `deadline` (seconds) bounds how long it waits for more, None for as long as they live.
-    Who is silent counts as Byzantine as far as the rule needs it: where f honest nodes may be late besides f that lie,
-    take n and f for which the rule is valid for n - f rows too, such as n >= 3f + 1 for a trimmed mean.
+    A node's own vector stands for silent neighbours as far as its rule needs more rows, so that f stays whole. A centre
+    has none: who is silent counts as Byzantine there as far as the rule needs it. Where f honest workers may be late
+    besides f that lie, take n and f for which the rule is valid for n - f rows too, such as n >= 3f + 1 for a trimmed
+    mean.
     """
 
     graph: Callable[[], Topology | Varying]

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from byzflow.errors import Stopped, WorkerDied, one_line
-from byzflow.gossip.defence import Defence, Verdict
+from byzflow.gossip.defence import NO_VECTOR, Defence, Verdict, is_vector
 from byzflow.gossip.door import Run
 from byzflow.gossip.effects import (
     Adopt,
@@ -40,6 +40,8 @@ LIES = {
     "mixed": ("half_lie", "half"),
 }
 """Types of message in which a Byzantine node lies: its method that makes what it says, and of which messages."""
+GOSSIP = "adopt"
+"""What nodes that mix models take a mixed one by."""
 HASTE = 0.9  # of the deadline, at which attackers stop waiting for late honest nodes
 
 
@@ -176,7 +178,7 @@ class Performer:
         return self._heard[key]
 
     async def _train(self, round: int) -> Any:
-        """The node's vector; None if it has none, or its code raised, which is told and costs this round alone.
+        """The node's vector; None if it has none, or its code failed, which is told and costs this round alone.
 
         Where the round begins anew, the node takes its step again, and what it said the first time stands.
         """
@@ -185,7 +187,7 @@ class Performer:
         if self.pace.over > round and ("train", round) not in self._made:
             return None  # it would come too late: this node catches up
         try:
-            made = await self._ask(self.seat.train)
+            made = self._vector(await self._ask(self.seat.train), round)
             return self._made.setdefault(("train", round), made) if self.again else made
         except (WorkerDied, Stopped):
             raise
@@ -244,7 +246,15 @@ class Performer:
         key = (f"verdict {effect.stage}", effect.round)
         if key in self._made:  # the rule's memory took this round already
             return self._made[key].value
-        own = None if effect.own is None else (self.seat.id, effect.own)
+        vector = effect.own
+        mixes = self.seat.take == GOSSIP and not self.seat.byzantine
+        if vector is None and mixes and (defence.needs_own or effect.heard.missing):
+            vector = await self._model()
+            if vector is None and defence.needs_own:
+                verdict = defence.no_own(effect.heard)
+                self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
+                return None
+        own = None if vector is None else (self.seat.id, vector)
         weights = None if self.mixing is None else self.mixing(self.seat.id, effect.round)
         if self.pool is None:
             verdict = defence.aggregate(effect.heard, own, weights)
@@ -257,6 +267,23 @@ class Performer:
             self.ledger.record(effect.round, record.operator, record.rows, verdict.value, record.extras)
         self.tell(Told(self.seat.id, effect.round, verdict, heard=effect.heard, stage=effect.stage))
         return verdict.value
+
+    def _vector(self, own: Any, round: int) -> Any:
+        """What the node made, if a rule can use it; else None, and what is wrong is told."""
+        if own is None or is_vector(own):
+            return own
+        self.tell(Told(self.seat.id, round, error=f"what it made is {NO_VECTOR}, but {type(own).__name__}"))
+        return None
+
+    async def _model(self) -> Any:
+        """The node's model, which is its row where it has no half step; None if it does not tell it, or has none."""
+        try:
+            model = await self._ask("get_parameters")
+        except (WorkerDied, Stopped):
+            raise
+        except Exception:
+            return None  # why it has no half step is told already
+        return model if is_vector(model) else None
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         return await ask(self.seat.node, method, *arguments, limit=self.limit)

@@ -50,6 +50,10 @@ class Weights:
         """(1 + degree,): w_ii, then w_ij in the order of `in_neighbours`: the extra `weights` of a gossip rule."""
         return np.array([self.own(node), *self.of[node].values()])
 
+    def around(self, node: Node) -> dict[Node, float]:
+        """What a node gives to itself, and to each one that it hears."""
+        return {node: self.own(node), **self.of[node]}
+
     @cached_property
     def matrix(self) -> NDArray[np.float64]:
         """(n, n), read-only; SpecError above 5000 nodes, where `of` and `row` are left."""

@@ -42,4 +42,4 @@ class ClippedGossip(Bounded):
         order = np.argsort(r, kind="stable")
         weight = w[order]
         needed = np.cumsum(weight) - weight < w.sum() - b - ROUNDING  # what lies before one is not enough yet
-        return float(np.sqrt((weight[needed] * r[order][needed] ** 2).sum() / b))
+        return float(np.sqrt((weight[needed] * r[order][needed] ** 2).sum()) / np.sqrt(b))

@@ -35,5 +35,5 @@ class CSPlus(Bounded):
         if b <= 0:
             return np.full_like(r, self.step)
         order = np.argsort(r, kind="stable")
-        whole = np.cumsum(w[order]) <= w.sum() - 2 * b + ROUNDING
+        whole = np.cumsum(w[order]) <= w.sum() - 2 * b + min(ROUNDING, b)  # less than b itself, however small b is
         return self.step * clip(r, float(r[order][whole].max(initial=0.0)))

@@ -18,8 +18,13 @@ from torch import Tensor
 from byzflow.errors import ExtraError, SpecError
 from byzflow.gram import Gram
 from byzflow.operators import Mixing, faults, param
+from byzflow.rows import AnyRows
 
 Floats = NDArray[np.float64]
+LOST = 1e-9
+"""Of the squared sizes of two rows: if their squared distance is less, rounding has eaten much of it. The sizes are
+relative to a row in the middle, and that one is a liar's where light liars are most of the rows."""
+AT_ONCE = 1 << 16  # coordinates that are measured again
 ROUNDING = 1e-6  # of sums of weights that are about 1, and may have been float32
 
 
@@ -72,8 +77,24 @@ class FromReference(Mixing):
 
     def lengths(self, gram: Gram) -> Floats:
         """(n,): r_j, the distances to the own row."""
-        r: Floats = gram.squared_distances[self.reference_index].sqrt().numpy()
+        squares = gram.squared_distances[self.reference_index]
+        sizes = gram.inner.diagonal()[: gram.n]
+        lost = squares < LOST * (sizes + sizes[self.reference_index])
+        lost[self.reference_index] = False
+        if bool(lost.any()) and gram.source is not None:  # what is sharded has its inner products alone
+            squares = squares.clone()
+            squares[lost] = self.measured(gram.source, lost)
+        r: Floats = squares.sqrt().numpy()
         return np.where(np.isnan(r), np.inf, r)
+
+    def measured(self, rows: AnyRows, which: Tensor) -> Tensor:
+        """Squared distances of some rows to the own one, from the coordinates themselves."""
+        few = rows.take([self.reference_index, *which.nonzero().flatten().tolist()])
+        squares = torch.zeros(few.n - 1, dtype=torch.float64)
+        for span in few.layout.spans(AT_ONCE):
+            x = few.tile(span).double()
+            squares += (x[1:] - x[:1]).square_().sum(1).cpu()
+        return squares
 
     def shares(self, r: Floats, w: Floats) -> Floats:
         """(k,): s_j of k neighbours with distances r >= 0 and weights w; the last is all that sent the own row."""

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import byzflow
-from byzflow.attendance import shrunk_for
+from byzflow.attendance import copies_for, shrunk_for
 from byzflow.errors import NotEnoughSenders, RowsError
 from byzflow_flower.audit import Rejection
 from byzflow_flower.buffers import median_buffers
@@ -45,9 +45,9 @@ def mix(message: Message, operator: byzflow.Operator, buffer_names: Sequence[str
 
     The rows are the n = 1 + neighbours models minus the own one, so the own row is zero and a rule that looks at
     norms looks at distances from it. A neighbour's model of other keys, shapes or dtypes, of unreadable bytes, or
-    with NaN or Inf is dropped and named, and uses up one of f; one that was not heard does so only as far as the
-    rule would be invalid without. With too few left the own model stays, and the reply says why. Rules that remember
-    start anew at each call.
+    with NaN or Inf is dropped and named, and uses up one of f; for those that were not heard the own row stands as
+    far as the rule would be invalid without. With too few left the own model stays, and the reply says why. Rules that
+    remember start anew at each call.
 
     Raises NotEnoughSenders if the node has too few neighbours for the rule, RowsError if the own model holds NaN or
     Inf: error replies, which the server logs.
@@ -68,8 +68,9 @@ def mix(message: Message, operator: byzflow.Operator, buffer_names: Sequence[str
     models = [itself, *peers.values()]
     kept_model = ""
     try:
-        rule = shrunk_for(operator, len(models), len(dropped), neighbours - len(heard))
-        update = rule.explain([each.update for each in models]).value
+        copies = copies_for(operator, operator.declared, len(models), len(dropped), neighbours - len(heard))
+        rows = [each.update for each in [*models, *copies * [itself]]]
+        update = shrunk_for(operator, len(rows), len(dropped), 0).explain(rows).value
     except (NotEnoughSenders, RowsError) as problem_:
         models, update, kept_model = [itself], itself.update, str(problem_)
     report = ConfigRecord({DROPPED: [f"{each.node_id} {each.reason}" for each in dropped], KEPT_MODEL: kept_model})

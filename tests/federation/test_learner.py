@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from byzflow.errors import DataError, ModelError, NonFiniteRows, SpecError
 from byzflow.federation.datasets import load
 from byzflow.federation.learner import Learner
+from byzflow.federation.learner_node import LearnerNode
 from byzflow.federation.models import make_model
 from byzflow.federation.optimizer import OptimizerStep
 
@@ -220,6 +221,35 @@ def test_a_batch_that_is_not_finite_is_no_step(bad: float) -> None:
     for name, value in before.items():
         if isinstance(value, Tensor):
             assert torch.equal(value, after[name]), name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_step_out_of_the_dtypes_range_is_no_step(dtype: torch.dtype, own: bool) -> None:
+    lr = torch.finfo(dtype).max
+    optimizer = (lambda parameters: torch.optim.SGD(parameters, lr=lr)) if own else None
+    model = make_model("mlp", (6,), 3).to(dtype)
+    learner = Learner(model, (DATA[0].to(dtype) * 1000, DATA[1]), lr=lr, momentum=0.9, optimizer=optimizer)
+    before = learner.model.get().clone()
+    assert torch.equal(learner.half_step(), before)
+    assert learner.mean is None
+    trained = learner.train(3)
+    assert torch.equal(learner.model.get(), before)
+    assert not trained.update.any()
+    assert (trained.samples, trained.metrics) == (0, {"skipped": 3.0})
+    assert learner.skipped == 4
+
+
+def test_a_state_that_does_not_fit_leaves_a_node_as_it_was() -> None:
+    node = LearnerNode(mlp(), server_momentum=0.5)
+    node.apply_server_update(torch.ones(len(node.learner.model)))
+    before = node.state()
+    for wrong in ({"position": 10**6}, {"server_velocity": torch.ones(2)}, {"vector": torch.ones(2)}):
+        with pytest.raises((DataError, ModelError)):
+            node.load_state({**before, "server_velocity": before["server_velocity"] * 2, **wrong})
+        after = node.state()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(torch.as_tensor(after[name]), torch.as_tensor(before[name])) for name in before)
 
 
 def test_aggregates_that_are_not_finite_or_do_not_fit_change_nothing() -> None:

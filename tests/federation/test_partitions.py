@@ -72,6 +72,13 @@ def test_small_alpha_differs_more_than_large() -> None:
     assert largest(0.05) > 0.5 > 0.2 > largest(1000.0)
 
 
+@pytest.mark.parametrize("alpha", [1e15, 1e308, 1.7e308])
+def test_a_huge_alpha_makes_all_nodes_alike(alpha: float) -> None:
+    for name in ("dirichlet", "quantity_skew"):
+        sizes = [len(part) for part in partition(name, LABELS, 5, alpha=alpha)]
+        assert max(sizes) - min(sizes) <= 10
+
+
 def test_as_many_nodes_as_samples() -> None:
     for name, options in ALL:
         if name != "label_skew":

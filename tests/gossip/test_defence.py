@@ -79,3 +79,47 @@ def test_colluders_have_no_vote_on_what_a_vector_looks_like_once_there_was_one()
     verdict = defence.aggregate(heard([1.0, 2.0], [9.0], [9.0]))
     assert verdict.value.tolist() == [1.0, 2.0]
     assert set(verdict.rejected) == {1, 2}
+
+
+def test_silence_leaves_f_whole_where_the_own_row_stands_for_the_silent() -> None:
+    """Two liars, and an honest neighbour that is late: with a smaller f they would have the result."""
+    me, liars = ("me", torch.tensor([1.0])), {8: torch.tensor([1e6]), 9: torch.tensor([1e6])}
+    for late in ((1,), (1, 2)):
+        came = {} if 2 in late else {2: torch.tensor([2.0])}
+        for spec in ("trimmed_mean", "median", "nnm | trimmed_mean", "geometric_median", "monna(reference_index=0)"):
+            verdict = Defence(spec, f=2).aggregate(Heard(came | liars, late), me)
+            assert verdict.value.item() < 3, spec
+            assert "f=1" not in verdict.rule
+            assert verdict.missing == late
+    enough = Defence("trimmed_mean", f=1).aggregate(Heard({1: torch.tensor([2.0]), 2: torch.tensor([4.0])}, (3,)), me)
+    assert enough.value.item() == 2.0
+    assert enough.weights == pytest.approx({"me": 1 / 3, 1: 1 / 3, 2: 1 / 3}, abs=1)
+
+
+def test_a_rule_with_mixing_weights_gives_the_silent_ones_weight_to_the_own_row() -> None:
+    weights = {"me": 0.2, **dict.fromkeys(range(4), 0.2)}
+    me = ("me", torch.tensor([0.0]))
+    for spec in ("cs_plus", "gts", "clipped_gossip"):
+        silent = Defence(spec, f=2).aggregate(heard([1.0], [1e6], missing=(2, 3)), me, weights)
+        alike = Defence(spec, f=2).aggregate(heard([1.0], [1e6], [0.0], [0.0]), me, weights)
+        assert silent.value.item() == pytest.approx(alike.value.item())
+        assert sum(silent.weights.values()) == pytest.approx(1)
+
+
+def test_an_own_row_that_is_not_finite_is_no_liar() -> None:
+    me = ("me", torch.tensor([float("nan")]))
+    verdict = Defence("trimmed_mean", f=1).aggregate(heard([1.0], [2.0], [1e6]), me)
+    assert verdict.value.item() == 2.0
+    assert verdict.rejected == {"me": "NaN or Inf"}
+    verdict = Defence("trimmed_mean", f=1).aggregate(heard([1.0], [1e6], missing=(2,)), me)
+    assert verdict.value is None
+    assert "needs at least 3 senders, got 2" in verdict.problem
+    assert "reference row" in Defence("cs_plus", f=1).aggregate(heard([1.0], [2.0], [3.0]), me).problem
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(1).to_sparse(), torch.ones(1, device="meta")])
+def test_a_vector_that_is_stored_otherwise_costs_its_sender_alone(odd: torch.Tensor) -> None:
+    for own in (None, ("me", torch.tensor([2.0]))):
+        verdict = Defence("trimmed_mean", f=1).aggregate(heard([1.0], [2.0], [3.0], odd), own)
+        assert verdict.value.item() == 2.0
+        assert set(verdict.rejected) == {3}

@@ -124,6 +124,15 @@ def test_cs_plus_at_the_ends_of_b() -> None:
     assert float(byzflow.parse("clipped_gossip(tau=0)")(rows)) == 0
 
 
+@robust
+@pytest.mark.parametrize("b", [1e-7, 1e-9, 1e-320])
+def test_a_b_of_nearly_nothing_is_borne(name: str, b: float) -> None:
+    """As small as what rounding is allowed, or smaller."""
+    rows = np.array([[0.0], [1.0], [2.0], [3.0], [1e30]])
+    w = np.array([0.25 - b, 0.25, 0.25, 0.25, b])
+    assert 0 <= float(byzflow.parse(spec(name, b))(rows, weights=w)[0]) < 4 / math.sqrt(b)
+
+
 def test_adaptive_clipping_counts_more_than_one_liar() -> None:
     """N13: the second largest distance would let one of two far liars set the length."""
     rows = torch.tensor([[0.0], *[[1.0]] * 6, [1e9], [1e9]], dtype=torch.float64)
@@ -160,6 +169,22 @@ def test_a_huge_row_moves_the_result_no_further_than_others(name: str, dtype: to
         value = byzflow.parse(name, f=1)(bad)
         assert bool(torch.isfinite(value).all())
         assert float((value - rows[0]).norm()) < 8
+
+
+@robust
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("huge", [1e8, 1e12, 1e30])
+def test_light_liars_may_be_most_of_the_rows(name: str, dtype: torch.dtype, huge: float) -> None:
+    """Beside so many huge rows nothing is left of the honest distances in the inner products."""
+    rng = np.random.default_rng(8)
+    rows, w = rng.normal(size=(10, 3)).astype(np.float32), np.full(10, 0.01)
+    w[:4] = 0.19, 0.25, 0.25, 0.25
+    far = rows.astype(np.float64)
+    far[4:] *= 1e8
+    bad = torch.from_numpy(rows).to(dtype)
+    bad[4:] *= huge
+    value = byzflow.parse(f"{name}(b=0.06)")(bad, weights=w)
+    np.testing.assert_allclose(value, LOOPS[name](far, w[1:].tolist(), 0.06), rtol=1e-6, atol=1e-6)
 
 
 def test_float64_rows_whose_distances_overflow() -> None:
