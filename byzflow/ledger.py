@@ -150,7 +150,10 @@ class Ledger:
 
 def entries(file: str | Path) -> Iterator[Entry | Fault]:
     """What a ledger holds; a line that does not read is a Fault, but for a last one without its end."""
-    lines = Path(file).read_bytes().split(b"\n")
+    try:
+        lines = Path(file).read_bytes().split(b"\n")
+    except OSError as error:
+        raise ByzflowError(f"{file} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines[:-1], 1):
         try:
             yield msgspec.json.decode(line, type=Entry)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-@click.command(name="theory")
+@click.command(name="theory", short_help="How far f Byzantine rows of n can move a rule.")
 @click.argument("specs", nargs=-1)
 @click.option("--n", type=click.IntRange(1), required=True, help="Rows.")
 @click.option("--f", type=click.IntRange(0), required=True, help="Byzantine rows among them.")

@@ -13,7 +13,11 @@ import click
 from byzflow.errors import ByzflowError
 
 
-@click.command(name="audit", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    name="audit",
+    short_help="Who moved the model in a Flower run.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--run", "number", metavar="N", type=int, help="Which run of the file, from 1; default: the last.")
 @click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Save a picture, nodes by rounds.")
