@@ -25,6 +25,18 @@ def test_list_names_everything_installed() -> None:
         assert entry.operator.name in result.stdout
 
 
+def test_theory_is_readable_in_80_columns() -> None:
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(group, ["theory", "--n", "20", "--f", "4"])
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("n = 20, f = 4; no rule has kappa below 0.333")
+    assert lines[1].split("  ")[0] == "rule"
+    for heading in ("valid", "breakdown", "kappa <=", "with nnm", "lambda <=", "note"):
+        assert heading in lines[1]
+    assert any(line.startswith("winsorized_mean") for line in lines)
+    assert lines[-3].startswith("breakdown: ")
+    assert "no rule bears half of the rows" in run("theory", "--n", "8", "--f", "4", "median").stdout
+
+
 def test_list_and_show_are_readable_in_80_columns() -> None:
     runner = CliRunner(env={"COLUMNS": "80"})
     for kind in ("aggregators", "pre-aggregators", "attacks"):
@@ -78,7 +90,7 @@ def test_show_as_text_and_json() -> None:
         (["doctor", "--keys", "keys"], "--keys is for --connect"),
         (["doctor", "--connect", "http://here:1"], "no address of an actor server; write tcp://host:7000"),
         (["doctor", "--connect", "tcp://here"], "no address; write tcp://host:7000"),
-        (["run", "nothing"], "nothing cannot be read: there is no such file"),
+        (["run", "nothing"], "nothing cannot be read: No such file"),
         (["node", "--config", "x.yaml", "--role", "peer"], "--role peer needs --node-id"),
     ],
 )
