@@ -136,6 +136,8 @@ class Federation:
     ) -> None:
         given = dict(nodes) if isinstance(nodes, Mapping) else _numbered(nodes)
         check_names(given, byzantine, roles or {})
+        if backend is not None and not any(isinstance(node, VirtualNode) for node in given.values()):
+            raise FederationError(f"backend={backend!r} is where a VirtualNode is made, and none of the nodes is one")
         self._workers = None if backend is None else Workers(backend, workers or len(given))
         self.members = {
             id: self._member(id, node, (roles or {}).get(id), id in byzantine) for id, node in given.items()
@@ -152,6 +154,7 @@ class Federation:
         if exchange not in ("gradients", "updates"):
             raise FederationError(f"exchange is 'gradients' or 'updates', got {exchange!r}")
         self.exchange = exchange
+        self._check_nodes(STEPS[exchange if self.centre else "models"][0])
         self.server, self.min_nodes, self.patience = server, min_nodes, patience
         self.sinks = tuple(sinks)
         ids = tuple(given)
@@ -344,9 +347,7 @@ class Federation:
 
     async def round(self) -> RoundReport:
         """One round. Raises what ended the run, if it ended."""
-        if self._ended:
-            why = "" if self._fault is None else f": {one_line(self._fault)}"
-            raise FederationError(f"this federation was stopped{why}; make another")
+        self._open()
         async with self._round_lock:
             await self.start()
             await self._churn.settle()
@@ -403,6 +404,11 @@ class Federation:
         async with self._round_lock:
             await self._churn.remove(id)
 
+    def _open(self) -> None:
+        if self._ended:
+            why = "" if self._fault is None else f": {one_line(self._fault)}"
+            raise FederationError(f"this federation was stopped{why}; make another, or use `async with` and `run`")
+
     async def run(self, rounds: int) -> History:
         """So many rounds more."""
         for _ in range(rounds):
@@ -410,7 +416,8 @@ class Federation:
         return self.history
 
     def train(self, rounds: int) -> History:
-        """`run` from outside of event loops: start, run and stop."""
+        """`run` from outside of event loops: start, run and stop. Once; `async with` it to run again and again."""
+        self._open()
 
         async def whole() -> History:
             async with self:
@@ -469,6 +476,16 @@ class Federation:
             virtual.placed(self._workers)
         lies = byzantine or (isinstance(kind, type) and issubclass(kind, ByzantineNode))
         return Member(id, node, role or ("train-eval" if virtual is None else virtual.role), lies, virtual=virtual)
+
+    def _check_nodes(self, step: str) -> None:
+        """Honest nodes that are here, and train, have the method that each round calls."""
+        for member in self.members.values():
+            if member.virtual is None and member.trains() and not member.byzantine:
+                if isinstance(member.node, type):
+                    raise FederationError(f"node {member.id} is the class {member.node.__name__}: make one of it")
+                if not can(member.node, step):
+                    kind = type(member.node).__name__
+                    raise FederationError(f"node {member.id} cannot train: {kind} has no {step}; see LearnerNode")
 
     def _seat(self, member: Member) -> Seat:
         train, take = STEPS[self.exchange if self.centre else "models"]

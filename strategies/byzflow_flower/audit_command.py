@@ -39,6 +39,8 @@ def command(file: Path, number: int | None, plot: Path | None, as_json: bool) ->
     if not nodes:
         raise ByzflowError(f"{file} names no node in this run")
     if plot is not None:
+        if not plot.suffix:
+            raise ByzflowError(f"--plot {plot}: the name says the format, such as {plot}.png")
         from byzflow_flower.audit_picture import draw
 
         draw(rounds, nodes, plot)
