@@ -49,7 +49,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(13, 7.5))
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 8), layout="constrained")
     for panel, group in zip(panels, LARGE, strict=True):
         found = lines(record, group)
         rules = list(dict.fromkeys(rule for rule, _ in found if rule))
@@ -67,8 +67,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
         panel.set_xlabel(axis)
         panel.set_ylabel("milliseconds")
         panel.grid(alpha=0.3, which="both")
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncol": 4}
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncol": 3}
         panel.legend(fontsize=7, title=f"slope from {axis} = {LARGE[group]:,}", title_fontsize=7, **below)
-    figure.tight_layout()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

@@ -27,7 +27,7 @@ def aggregate(
     >>> byzflow.aggregate("nnm | trimmed_mean", [torch.ones(3), torch.zeros(3), torch.ones(3)], f=1)
     tensor([1., 1., 1.])
     """
-    operator = parse(spec, f=f, preset=preset)
+    operator = parse(spec, f=f, preset=preset, kind="aggregator")
     if isinstance(operator, Attack):
         raise SpecError(f"{operator.name} is an attack: call byzflow.attack")
     return operator(rows, nonfinite=nonfinite, **extras)
@@ -39,7 +39,7 @@ def attack(spec: str | Operator, honest: Any, f: int | None = None, *, preset: s
     >>> byzflow.attack("sign_flip", torch.ones(4, 2), f=1)
     tensor([[-1., -1.]])
     """
-    operator = parse(spec, f=f, preset=preset)
+    operator = parse(spec, f=f, preset=preset, kind="attack")
     if not isinstance(operator, Attack):
         raise SpecError(f"{operator} is not an attack: call byzflow.aggregate")
     return operator(honest, **extras)

@@ -56,9 +56,9 @@ class SpecError(ByzflowError, ValueError):
 class UnknownOperator(SpecError):
     """No plugin registered this name."""
 
-    def __init__(self, name: str, known: Iterable[str], what: str = "operator") -> None:
+    def __init__(self, name: str, known: Iterable[str], what: str = "operator", otherwise: str = "") -> None:
         self.name = name
-        super().__init__(f"unknown {what} {name!r}; {did_you_mean(name, known)}")
+        super().__init__(f"unknown {what} {name!r}; {did_you_mean(name, known, otherwise)}")
 
 
 class RowsError(ByzflowError, ValueError):
@@ -172,13 +172,13 @@ class WeakAttack(UserWarning):
     """An attack that, with these n and f, moves no aggregation away from the honest mean."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'did you mean ...?' with the nearest known names, or the whole list where nothing is near."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """'did you mean ...?' with the nearest known names; where nothing is near `otherwise`, or else the whole list."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(names) or 'none'}"
+    return otherwise or f"known: {', '.join(names) or 'none'}"
 
 
 def told(error: BaseException) -> list[str]:

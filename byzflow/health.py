@@ -46,7 +46,10 @@ def checks() -> list[Check]:
 
 
 def connection(url: str, keys: str | None) -> Check:
-    """The way to an actor server: there, trusted, of a version and a clock that fit, and how long an answer takes."""
+    """The way to an actor server: there, trusted, of a version and a clock that fit, and how long an answer takes.
+
+    Raises ActorError for what is no address of one, and for keys that cannot be used.
+    """
     import asyncio
     import time
 
@@ -54,8 +57,11 @@ def connection(url: str, keys: str | None) -> Check:
     from byzflow.actors.hello import SKEW
     from byzflow.errors import ActorError
 
+    if not url.startswith(("tcp://", "ucx://")):
+        raise ActorError(f"{url!r} is no address of an actor server; write tcp://host:7000")
+    worker = resolve(url, **({} if keys is None else {"keys": keys}))
+
     async def knock() -> str:
-        worker = resolve(url, **({} if keys is None else {"keys": keys}))
         await worker.start("doctor")
         try:
             began = time.perf_counter()

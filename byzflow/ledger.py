@@ -93,13 +93,19 @@ class Ledger:
     """
 
     def __init__(self, file: str | Path, node: str, keep_inputs: str | Path | None = None) -> None:
-        """`keep_inputs`: folder for the arrays; several nodes may share it, equal arrays are kept once."""
+        """`keep_inputs`: folder for the arrays; several nodes may share it, equal arrays are kept once.
+
+        Raises ByzflowError for what cannot be written.
+        """
         self.file, self.node = Path(file), node
         self.folder = None if keep_inputs is None else Path(keep_inputs)
-        for folder in (self.file.parent, self.folder):
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        self._out = self.file.open("ab+")
+        try:
+            for folder in (self.file.parent, self.folder):
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+            self._out = self.file.open("ab+")
+        except OSError as error:
+            raise ByzflowError(f"the ledger {file} cannot be written: {error.strerror}") from None
         self._out.seek(0)
         text = self._out.read()
         self._out.truncate(text.rfind(b"\n") + 1)  # a line that was torn by a crash was never recorded
@@ -163,7 +169,10 @@ class Ledger:
 
 def entries(file: str | Path) -> Iterator[Entry | Fault]:
     """What a ledger holds; a line that does not read is a Fault, but for a last one without its end."""
-    lines = Path(file).read_bytes().split(b"\n")
+    try:
+        lines = Path(file).read_bytes().split(b"\n")
+    except OSError as error:
+        raise ByzflowError(f"{file} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines[:-1], 1):
         try:
             yield msgspec.json.decode(line, type=Entry)

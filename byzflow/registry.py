@@ -48,11 +48,15 @@ class Registry:
     manager: pluggy.PluginManager | None = None
 
     def find(self, name: str, kind: str | None = None) -> Entry:
-        """The entry of a name or alias, `-` read as `_` and case ignored; UnknownOperator suggests."""
+        """The entry of a name or alias, `-` read as `_` and case ignored. Raises UnknownOperator with a suggestion.
+
+        Suggested are attacks alone where `kind` is "attack", and none of them where it is "aggregator".
+        """
         entry = self.names.get(canonical(name))
-        if entry is None or (kind is not None and entry.kind != kind):
-            known = [n for n, e in self.names.items() if kind is None or e.kind == kind]
-            raise UnknownOperator(name, known, kind or "operator")
+        if entry is None:
+            known = [n for n, e in self.names.items() if kind is None or (e.kind == "attack") == (kind == "attack")]
+            what = "attack" if kind == "attack" else "operator"
+            raise UnknownOperator(name, known, what, otherwise="`byzflow list` shows what there is")
         return entry
 
     def of_kind(self, kind: str | None = None) -> tuple[Entry, ...]:

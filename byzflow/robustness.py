@@ -80,7 +80,7 @@ def theory(spec: str | Operator, n: int, f: int, d: int | None = None) -> Theory
 
     if n < 1 or not 0 <= f < n:
         raise SpecError(f"theory needs n >= 1 and 0 <= f < n, got n={n}, f={f}")
-    operator = parse(spec, f=f)
+    operator = parse(spec, f=f, kind="aggregator")
     if isinstance(operator, Attack):
         raise SpecError(f"{operator} is an attack: theory speaks of aggregations")
     try:

@@ -360,7 +360,7 @@ def _tensor(i: int, name: str | None, value: Any) -> Tensor:
             value = value.astype(value.dtype.newbyteorder("="))  # torch takes neither
         return torch.from_numpy(value if value.flags.writeable else np.asarray(_Shared(value)))
     if not isinstance(value, Tensor):
-        raise RowsError(f"{where} is a {type(value).__name__}: a row is a tensor, an array or a mapping of them")
+        raise RowsError(f"{where} is {type(value).__name__}: a row is a tensor, an array or a mapping of them")
     if value.layout != torch.strided:
         raise RowsError(f"{where} is {value.layout}: only dense rows can be aggregated, call to_dense() first")
     if value.dtype not in FLOATS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING
-from typing import Any
+from typing import Any, Literal
 
 from byzflow.errors import SpecError, UnknownOperator, did_you_mean
 from byzflow.operators import Chain, Operator
@@ -23,13 +23,18 @@ DEEPEST = 20
 
 
 def parse(
-    spec: str | Operator, f: int | None = None, *, preset: str | None = None, registry: Registry | None = None
+    spec: str | Operator,
+    f: int | None = None,
+    *,
+    preset: str | None = None,
+    registry: Registry | None = None,
+    kind: Literal["aggregator", "attack"] | None = None,
 ) -> Operator:
     """The operator of a spec such as "arc | nnm | trimmed_mean(f=2)"; `f` fills each f that is not written.
 
     `preset`, one of PRESETS, fills what else is not written with the parameters that another library uses. It sets
     parameters only: a definition that a library gets wrong stays right. Raises SpecError for what does not read,
-    UnknownOperator with a suggestion for an unknown name.
+    UnknownOperator with a suggestion for an unknown name, of the `kind` that is wanted; other kinds read all the same.
     """
     if preset is not None and preset not in PRESETS:
         raise UnknownOperator(preset, PRESETS, "preset")
@@ -39,12 +44,12 @@ def parse(
         raise SpecError(f"a spec is a string such as 'nnm | trimmed_mean(f=2)', got {type(spec).__name__}")
     if len(spec) > LONGEST:
         raise SpecError(f"a spec has at most {LONGEST} characters, got {len(spec)}")
-    return _Reader(spec, f, preset, registry or installed()).read()
+    return _Reader(spec, f, preset, registry or installed(), kind).read()
 
 
 class _Reader:
-    def __init__(self, spec: str, f: int | None, preset: str | None, registry: Registry) -> None:
-        self.spec, self.f, self.preset, self.registry = spec, f, preset, registry
+    def __init__(self, spec: str, f: int | None, preset: str | None, registry: Registry, kind: str | None) -> None:
+        self.spec, self.f, self.preset, self.registry, self.kind = spec, f, preset, registry, kind
         self.tokens: list[tuple[str, str]] = []
         self.at = 0
         position = 0
@@ -70,7 +75,8 @@ class _Reader:
         return stages[0] if len(stages) == 1 else Chain(tuple(stages))
 
     def stage(self, depth: int) -> Operator:
-        cls = self.registry.find(self.word("an operator's name")).operator
+        wanted = self.kind if depth == 0 else None  # an operator within an operator may be of any kind
+        cls = self.registry.find(self.word("an operator's name"), wanted).operator
         known = {parameter.name: parameter for parameter in parameters(cls)}
         values: dict[str, Any] = {}
         if self.take("("):

@@ -31,7 +31,7 @@ class Found:
 def kappa_search(
     spec: str | Operator, n: int, f: int, seed: int = 0, *, d: int = 2, evaluations: int = 2000, restarts: int = 8
 ) -> Found:
-    """The largest ||F - x_S||^2 / (1/|S| sum_S ||x_i - x_S||^2) found over rows (n, d) and honest sets S.
+    """The largest kappa, `||F - x_S||^2` by the mean `||x_i - x_S||^2`, found over rows (n, d) and honest sets S.
 
     A ratio that it finds is real; a larger one may exist. `evaluations` calls of the rule are shared by `restarts`
     climbs. Raises SpecError where there are too many honest sets to look at.

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
+from byzflow.errors import ByzflowError
 from byzflow_lightning import RobustDDP
 
 RANKS = 4
@@ -67,7 +68,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     pl.seed_everything(0, verbose=False)
     train, test = digits()
-    robust = RobustDDP(arguments.operator, f=1)
+    try:
+        robust = RobustDDP(arguments.operator, f=1)
+    except ByzflowError as error:
+        parser.error(str(error))
     trainer = pl.Trainer(
         accelerator="cpu", strategy="ddp", devices=RANKS, max_epochs=arguments.epochs, callbacks=[robust],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

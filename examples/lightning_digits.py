@@ -8,6 +8,7 @@ Nothing is downloaded; it takes about a minute of one core. `--help` shows what 
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from typing import Any
 
 import torch
@@ -69,6 +70,11 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", default=ATTACKS, metavar="SPEC")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    try:
+        for rule, attack in product(arguments.rules, (None, *arguments.attacks)):
+            VirtualWorkers(N, F, attack, rule)  # a mistake in any of them shows before anything is trained
+    except ByzflowError as error:
+        parser.error(str(error))
 
     width = max(map(len, arguments.rules))
     print(f"accuracy with n = {N}, f = {F}; worker momentum " + " -> ".join(map(str, MOMENTA)))
@@ -83,7 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ByzflowError as error:
-        raise SystemExit(f"error: {error}") from None
+    main()

@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--backend", default="thread", help="of the workers: thread or process")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.rounds < 10 or options.rounds % 10:
+        parser.error(f"--rounds must be a multiple of 10, got {options.rounds}")
     try:
         for defence in ("mean", options.defence):
             print(f"{defence}: accuracy {asyncio.run(train(defence, options)):.3f}")

@@ -47,11 +47,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50, help="a multiple of 10")
     parser.add_argument("--honest", type=int, default=8)
     parser.add_argument("--byzantine", type=int, default=2)
-    parser.add_argument("--topology", default="k_regular:6", help="full, ring, k_regular:6, small_world:4, ...")
+    parser.add_argument("--topology", default="k_regular:6", help="full, ring, k_regular:6, torus, ...")
     parser.add_argument("--attack", default="sign_flip(scale=4)")
     parser.add_argument("--defence", default="nnm | trimmed_mean")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.rounds < 10 or options.rounds % 10:
+        parser.error(f"--rounds must be a multiple of 10, got {options.rounds}")
     try:
         for defence in ("mean", options.defence):
             print(f"{defence}: accuracy {asyncio.run(train(defence, options)):.3f}")

@@ -11,6 +11,8 @@ import hashlib
 import os
 import re
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +68,13 @@ class Keys:
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .sign(secret, hashes.SHA256())
         )
-        keys.trusted.mkdir(parents=True, exist_ok=True, mode=0o700)
         pem = serialization.Encoding.PEM
         plain = secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        with os.fdopen(os.open(keys.key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(plain)
-        keys.certificate.write_bytes(certificate.public_bytes(pem))
+        with _written_to(keys.folder):
+            keys.trusted.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with os.fdopen(os.open(keys.key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(plain)
+            keys.certificate.write_bytes(certificate.public_bytes(pem))
         return keys
 
     @property
@@ -102,8 +105,9 @@ class Keys:
             raise KeyFault(f"{certificate} is no certificate: {error}") from None
         if self.names().get(mark, name) != name:
             raise KeyFault(f"{certificate} is trusted already, as {self.names()[mark]}")
-        self.trusted.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (self.trusted / f"{name}.crt").write_text(text)
+        with _written_to(self.folder):
+            self.trusted.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.trusted / f"{name}.crt").write_text(text)
 
     def names(self) -> dict[str, str]:
         """Fingerprint -> name of everybody trusted."""
@@ -129,6 +133,14 @@ class Keys:
         for file in self.trusted.glob("*.crt"):
             context.load_verify_locations(file)
         return context
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KeyFault(f"keys cannot be written to {folder}: {error.strerror}; name another folder") from None
 
 
 def fingerprint(certificate: bytes) -> str:

@@ -58,8 +58,8 @@ class Worker:
 class ActorPool:
     """Runs calls on workers that start when they are first needed, once, and are replaced when they die.
 
-    async with ActorPool([ActorPoolConfig("thread:", count=4)]) as pool:
-        results = await pool.run_many([SubTask(work, (k,)) for k in range(100)])
+        async with ActorPool([ActorPoolConfig("thread:", count=4)]) as pool:
+            results = await pool.run_many([SubTask(work, (k,)) for k in range(100)])
 
     A pool belongs to one event loop. `max_restarts` bounds how often one worker is replaced.
     """

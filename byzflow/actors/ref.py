@@ -64,10 +64,12 @@ async def _pong() -> str:
 
 
 async def spawn(cls: Any, *args: Any, backend: str | Backend = "thread:", **kwargs: Any) -> ActorRef:
-    """An object cls(*args, **kwargs) on a worker of its own, or on a started one.
+    """An object of `cls`, made of these arguments, on a worker of its own or on a started one.
 
-    async with await spawn(Counter, 5, backend="process:") as counter:
-        await counter.add(2)
+        async with await spawn(Counter, 5, backend="process:") as counter:
+            await counter.add(2)
+
+    Raises ActorError where no worker comes up, for a class without public methods, and what making the object raises.
     """
     worker = resolve(backend)
     owns = worker is not backend

@@ -37,7 +37,8 @@ def check(local: bool, trusted_fabric: bool) -> None:
     """Raise ActorError unless UCX may be used: it is installed, the network is declared trusted, and is named."""
     if not trusted_fabric:
         raise ActorError(
-            "UCX has no encryption and no authentication: trusted_fabric=True says that nobody else is on its network"
+            "UCX has no encryption and no authentication: trusted_fabric=True says that nobody else is on its network "
+            "(on the command line --trusted-fabric)"
         )
     if importlib.util.find_spec("ucxx") is None:
         raise ActorError("ucx: workers need ucxx, on Linux: pip install 'byzflow[ucx-cu13]' (or 'byzflow[ucx-cu12]')")

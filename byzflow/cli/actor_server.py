@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import math
 import signal
 from pathlib import Path
 
 import click
 
+ANY = "tcp://127.0.0.1:0, which takes a free port"
 
-@click.command(name="actor-server")
+
+@click.command(name="actor-server", short_help="Lend this host's workers to those whom it trusts.")
 @click.option("--listen", default="tcp://127.0.0.1:7000", show_default=True, help="Address; port 0 takes a free one.")
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder of keys; needed beyond this host.")
 @click.option("--plain", is_flag=True, help="Go without encryption and authentication, with a warning.")
@@ -24,6 +28,9 @@ def command(
     """Serve workers until interrupted; each connection is one worker, and ends with it, or --keep seconds after."""
     from byzflow.actors.tcp import ActorServer
     from byzflow.errors import ActorError
+
+    if not math.isfinite(keep):
+        raise ActorError(f"--keep must be a finite number of seconds, got {keep}")
 
     async def main() -> None:
         server = ActorServer(
@@ -42,7 +49,8 @@ def command(
             try:
                 await stack.enter_async_context(server)
             except OSError as error:
-                raise ActorError(f"cannot listen at {listen}: {error.strerror}; is the port in use?") from None
+                step = "take another port" if error.errno == errno.EADDRINUSE else "give an address of this host"
+                raise ActorError(f"cannot listen at {listen}: {error.strerror}; {step}, such as {ANY}") from None
             tls = "" if server.hub.keys is None else ", TLS, trusted peers only"
             click.echo(f"serving at {server.url}{tls}{', UCX' if ucx else ''}")
             await ended.wait()

@@ -17,7 +17,7 @@ def command() -> None:
     """Make keys for links between hosts, and say whom to trust."""
 
 
-@command.command()
+@command.command(short_help="Make a key and its certificate.")
 @click.argument("name")
 @FOLDER
 def new(name: str, folder: Path) -> None:
@@ -28,7 +28,7 @@ def new(name: str, folder: Path) -> None:
     click.echo(f"{made.key} is secret. Give {made.certificate} to those who shall trust this side.")
 
 
-@command.command()
+@command.command(short_help="Let in who holds the key of a certificate.")
 @click.argument("name")
 @click.argument("certificate", type=click.Path(path_type=Path))
 @FOLDER
@@ -49,7 +49,7 @@ def listed(folder: Path, as_json: bool) -> None:
     from byzflow.errors import KeyFault
 
     if not folder.is_dir():
-        raise KeyFault(f"there is no folder {folder}: name one by --dir, or make it by `byzflow keys new NAME`")
+        raise KeyFault(f"{folder} is no folder of keys: name one by --dir, or make it by `byzflow keys new NAME`")
     names = {name: mark for mark, name in Keys(folder).names().items()}
     if as_json:
         click.echo(json.dumps(names, indent=2))

@@ -8,7 +8,7 @@ import re
 import click
 
 
-@click.command(name="list")
+@click.command(name="list", short_help="The installed operators.")
 @click.argument("kind", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(kind: str | None, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 
-@click.command(name="node")
+@click.command(name="node", short_help="Be one process of a federation over TCP.")
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="The file of all nodes, YAML or JSON.")
 @click.option("--role", type=click.Choice(["server", "worker", "peer"]), required=True, help="What this process is.")
 @click.option("--worker-id", "--node-id", "id", type=click.IntRange(0), help="Which worker or peer of the file it is.")
@@ -19,7 +19,13 @@ import click
     "--worker-type", "--node-type", "kind", type=click.Choice(["honest", "byzantine"]), help="Instead of the file's."
 )
 @click.option("--rounds", type=click.IntRange(0), help="Instead of the file's; the server's word counts.")
-@click.option("--data-root", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Of files.")
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Where MNIST and CIFAR-10 are.",
+)
 @click.option("--keys", type=click.Path(path_type=Path), help="This node's folder of keys; needed beyond this host.")
 @click.option("--plain", is_flag=True, help="Go without encryption and authentication, with a warning.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each round, and one at the end.")
@@ -39,9 +45,13 @@ def command(
     from byzflow.federation import nodes_file
 
     if (role == "server") != (id is None):
-        raise SpecError("a server has no id" if role == "server" else f"--role {role} needs --worker-id")
+        raise SpecError(
+            "a server has no id: leave out --worker-id"
+            if role == "server"
+            else f"--role {role} needs --{'worker' if role == 'worker' else 'node'}-id"
+        )
     if role == "server" and kind is not None:
-        raise SpecError("--worker-type is for workers")
+        raise SpecError("--worker-type is for workers and peers: leave it out for a server")
     file = nodes_file.read(config)
     if role != "server" and id is not None:
         file.member(id, "nodes" if role == "peer" else "workers")

@@ -170,10 +170,11 @@ def _told(each: Config, point: dict[str, Any]) -> str:
     from byzflow.federation.build import byzantine, faults
     from byzflow.federation.schemas import of
 
-    where = each.federation.topology or "the schema's topology"
+    name, graph = of(each).name, each.federation.topology
+    plan = name if graph in ("", name) else f"{name} over {graph}"
     liars = len(byzantine(each))
     parts = [
-        f"{of(each).name} over {where}: {each.nodes.count} nodes, {liars} Byzantine ({each.attack.name})",
+        f"{plan}: {each.nodes.count} nodes, {liars} Byzantine ({each.attack.name})",
         f"{each.defence.rule} for f={faults(each)}",
         f"{each.model.name} on {each.data.name}, {each.data.partition}",
         f"{each.federation.rounds} rounds",

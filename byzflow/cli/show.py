@@ -7,7 +7,7 @@ import json
 import click
 
 
-@click.command(name="show")
+@click.command(name="show", short_help="What an operator does, and its parameters.")
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(name: str, as_json: bool) -> None:

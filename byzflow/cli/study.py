@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 
-@click.command(name="study")
+@click.command(name="study", short_help="Which defences survive heterogeneous data.")
 @click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Training steps of a run.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of data and batches.")
 @click.option("--rule", "rules", multiple=True, help="Rules instead of the default ones; may be repeated.")

@@ -7,8 +7,12 @@ from typing import Any
 
 import click
 
+LEGEND = """breakdown: the share of Byzantine rows up to which the result stays bounded
+kappa: the result's squared distance to the honest mean, in honest variances
+with nnm: kappa behind nnm; lambda: the distance, in honest diameters"""
 
-@click.command(name="theory")
+
+@click.command(name="theory", short_help="How far f Byzantine rows of n can move a rule.")
 @click.argument("specs", nargs=-1)
 @click.option("--n", type=click.IntRange(1), required=True, help="Rows.")
 @click.option("--f", type=click.IntRange(0), required=True, help="Byzantine rows among them.")
@@ -27,22 +31,24 @@ def command(specs: tuple[str, ...], n: int, f: int, d: int | None, as_json: bool
     if as_json:
         click.echo(json.dumps([alone.as_dict() | {"behind_nnm": mixed.as_dict()} for alone, mixed in found], indent=2))
         return
-    least = f"{f / (n - 2 * f):.3g}" if 2 * f < n else "none"
+    least = f"no rule has kappa below {f / (n - 2 * f):.3g}" if 2 * f < n else "no rule bears half of the rows or more"
     table = Table(
-        title=f"n = {n}, f = {f}; no rule has kappa below {least}",
+        title=f"n = {n}, f = {f}; {least}",
         title_justify="left",
         box=None,
         header_style="bold",
         padding=(0, 2, 0, 0),
     )
-    table.add_column("rule", style="cyan", no_wrap=True)
+    table.add_column("rule", style="cyan", overflow="fold", min_width=18)
     for heading in ("valid", "breakdown", "kappa <=", "with nnm", "lambda <="):
-        table.add_column(heading, no_wrap=True, justify="right")
+        table.add_column(heading, no_wrap=True, justify="right", min_width=len(heading))
     table.add_column("note")
     for spec, (alone, mixed) in zip(specs, found, strict=True):
         numbers = (alone.breakdown, alone.kappa_upper, mixed.kappa_upper, alone.lambda_upper)
         table.add_row(spec, "yes" if alone.valid else "[red]no[/]", *map(_number, numbers), alone.note)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(f"\n{LEGEND}", highlight=False)
 
 
 def _number(value: Any) -> str:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from byzflow.errors import FederationError
 from byzflow.federation.member import Member
-from byzflow.federation.observer import can
 from byzflow.federation.rewire import joined, without
 from byzflow.gossip.defence import Defence
 from byzflow.gossip.effects import Heard, NodeId
-from byzflow.gossip.performer import ask
+from byzflow.gossip.performer import ask, can
 from byzflow.gossip.topology import Topology
 from byzflow.gossip.varying import Varying
 

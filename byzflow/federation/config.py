@@ -84,18 +84,22 @@ class DataSection(Section, frozen=True):
     name: Annotated[str, Meta(description="digits, synthetic, mnist, fashion_mnist or cifar10")] = "digits"
     root: Annotated[str, Meta(description="the folder of files")] = "./data"
     partition: Annotated[str, Meta(description="iid, dirichlet, label_skew or quantity_skew")] = "iid"
-    alpha: Annotated[float, Meta(gt=0, description="of dirichlet and quantity_skew")] | None = None
+    alpha: Annotated[float, Meta(gt=0, description="of dirichlet and quantity_skew; 0.5 unless said")] | None = None
     share: Annotated[float, Meta(gt=0, le=1, description="of label_skew: of the one preferred label")] | None = None
     per_node: Annotated[int, Meta(ge=1, description="of label_skew: labels that a node sees")] | None = None
     own_test: Annotated[float, Meta(gt=0, lt=1, description="share of its samples that a node is tested on")] | None = (
         None
     )
-    test_share: Annotated[float, Meta(gt=0, lt=1, description="of digits: the test set")] | None = None
-    train: Annotated[int, Meta(ge=1, description="of synthetic: samples to learn from")] | None = None
-    test: Annotated[int, Meta(ge=1, description="of synthetic: samples to test on")] | None = None
-    features: Annotated[int, Meta(ge=1, description="of synthetic")] | None = None
-    classes: Annotated[int, Meta(ge=1, description="of synthetic")] | None = None
-    spread: Annotated[float, Meta(gt=0, description="of synthetic: how far apart the classes are")] | None = None
+    test_share: Annotated[float, Meta(gt=0, lt=1, description="of digits: the test set; 0.25 unless said")] | None = (
+        None
+    )
+    train: Annotated[int, Meta(ge=1, description="of synthetic: samples to learn from; 2000 unless said")] | None = None
+    test: Annotated[int, Meta(ge=1, description="of synthetic: samples to test on; 500 unless said")] | None = None
+    features: Annotated[int, Meta(ge=1, description="of synthetic; 32 unless said")] | None = None
+    classes: Annotated[int, Meta(ge=1, description="of synthetic; 10 unless said")] | None = None
+    spread: (
+        Annotated[float, Meta(gt=0, description="of synthetic: how far apart the classes are; 0.55 unless said")] | None
+    ) = None
 
 
 class ModelSection(Section, frozen=True):
@@ -308,7 +312,7 @@ def _word(info: Any) -> str:
         "VarTupleType": "ids",
     }
     ranges = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-    bounds = [f"{sign} {getattr(info, key):g}" for key, sign in ranges if getattr(info, key, None) is not None]
+    bounds = [f"{sign} {getattr(info, key):.10g}" for key, sign in ranges if getattr(info, key, None) is not None]
     return " ".join([name.get(type(info).__name__, "value"), " and ".join(bounds)]).strip()
 
 

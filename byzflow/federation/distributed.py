@@ -152,7 +152,7 @@ class DistributedByzantineNode(ModelOfANode, ByzantineNode):
             if type(self).byzantine_gradient is DistributedByzantineNode.byzantine_gradient:
                 raise FederationError(f"{type(self).__name__} needs an attack, or a byzantine_gradient of its own")
             return
-        operator = parse(attack, f=1)
+        operator = parse(attack, f=1, kind="attack")
         if not isinstance(operator, Attack):
             raise FederationError(f"{operator} is no attack; `byzflow list attacks` shows them")
         self.attack = operator

@@ -14,15 +14,16 @@ from byzflow.federation.churn import Churn
 from byzflow.federation.claims import believed, checked_cap
 from byzflow.federation.grouping import Grouping
 from byzflow.federation.ledgers import Ledgers, check_recordable
-from byzflow.federation.lives import GRACE, SERVER, Lives
+from byzflow.federation.lives import GRACE, SERVER, STEPS, Lives
 from byzflow.federation.member import Member, numbered
-from byzflow.federation.observer import Observer, can
+from byzflow.federation.observer import Observer
 from byzflow.federation.report import History, RoundReport, Sink
 from byzflow.federation.resources import Resources, plan
 from byzflow.federation.resume import Checkpoints
-from byzflow.federation.settings import check_heard, check_names, check_numbers
+from byzflow.federation.settings import check_heard, check_names, check_nodes, check_numbers
 from byzflow.federation.supervision import Supervision, Supervisor
 from byzflow.federation.versions import VersionStore
+from byzflow.federation.virtual_node import VirtualNode
 from byzflow.federation.workers import Workers
 from byzflow.gossip.cluster import SETTING, Clusters
 from byzflow.gossip.defence import Defence
@@ -31,7 +32,7 @@ from byzflow.gossip.effects import NodeId
 from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.network import LocalNetwork
 from byzflow.gossip.pace import Pace
-from byzflow.gossip.performer import ask
+from byzflow.gossip.performer import ask, can
 from byzflow.gossip.topology import Source, Topology, topology
 from byzflow.gossip.varying import Varying
 from byzflow.gossip.witness import Witness
@@ -123,6 +124,8 @@ class Federation:
     ) -> None:
         given = dict(nodes) if isinstance(nodes, Mapping) else numbered(nodes)
         check_names(given, byzantine, roles or {})
+        if backend is not None and not any(isinstance(node, VirtualNode) for node in given.values()):
+            raise FederationError(f"backend={backend!r} is where a VirtualNode is made, and none of the nodes is one")
         self._workers = None if backend is None else Workers(backend, workers or len(given))
         self.members = {
             id: Member.of(id, node, (roles or {}).get(id, ""), id in byzantine, self._workers)
@@ -140,6 +143,7 @@ class Federation:
         if exchange not in ("gradients", "updates"):
             raise FederationError(f"exchange is 'gradients' or 'updates', got {exchange!r}")
         self.exchange = exchange
+        check_nodes(self.members.values(), STEPS[exchange if self.centre else "models"][0])
         self.server, self.min_nodes, self.patience = server, min_nodes, patience
         self.sinks = tuple(sinks)
         ids = tuple(given)
@@ -293,9 +297,7 @@ class Federation:
 
     async def round(self) -> RoundReport:
         """One round. Raises what ended the run, if it ended."""
-        if self.lives.ended:
-            why = "" if self.lives.fault is None else f": {one_line(self.lives.fault)}"
-            raise FederationError(f"this federation was stopped{why}; make another")
+        self._open()
         async with self._round_lock:
             await self.start()
             await self._churn.settle()
@@ -350,6 +352,11 @@ class Federation:
         async with self._round_lock:
             await self._churn.remove(id)
 
+    def _open(self) -> None:
+        if self.lives.ended:
+            why = "" if self.lives.fault is None else f": {one_line(self.lives.fault)}"
+            raise FederationError(f"this federation was stopped{why}; make another, or use `async with` and `run`")
+
     async def run(self, rounds: int) -> History:
         """So many rounds more."""
         for _ in range(rounds):
@@ -357,7 +364,8 @@ class Federation:
         return self.history
 
     def train(self, rounds: int) -> History:
-        """`run` from outside of event loops: start, run and stop."""
+        """`run` from outside of event loops: start, run and stop. Once; `async with` it to run again and again."""
+        self._open()
 
         async def whole() -> History:
             async with self:

@@ -174,7 +174,7 @@ class AttackNode(ByzantineNode):
 
     def __init__(self, attack: str | Attack, learner: HonestNode | None = None, step: str | None = None) -> None:
         """Raises SpecError for what is no attack."""
-        operator = parse(attack, f=1)
+        operator = parse(attack, f=1, kind="attack")
         if not isinstance(operator, Attack):
             raise FederationError(f"{operator} is no attack; `byzflow list attacks` shows them")
         self.attack, self.learner = attack, learner

@@ -14,7 +14,7 @@ from byzflow.federation.report import History, RoundReport
 from byzflow.federation.supervision import Supervisor
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.pace import Pace
-from byzflow.gossip.performer import Told
+from byzflow.gossip.performer import Told, can
 
 
 class Observer:
@@ -109,11 +109,6 @@ class Observer:
                 if isinstance(name, str) and (metric := _number(value)) is not None:
                     told.setdefault(name, []).append(metric)
         return {name: median(values) for name, values in told.items()}
-
-
-def can(node: Any, method: str) -> bool:
-    """If a node, here or on a worker, has this method."""
-    return callable(getattr(node, method, None))
 
 
 def _number(value: Any) -> float | None:

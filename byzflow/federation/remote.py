@@ -145,7 +145,7 @@ def setup(
         if each.attack is None:
             continue
         with at(f"{group}[].attack"):
-            if not isinstance(parse(each.attack, f=1), Attack):
+            if not isinstance(parse(each.attack, f=1, kind="attack"), Attack):
                 raise SpecError(f"{each.attack!r} of id {each.id} is no attack; `byzflow list attacks` shows them")
     ids = tuple(each.id for each in members)
     graph: Topology | Varying
@@ -213,7 +213,7 @@ def _rule(file: NodesFile, n: int, say: Say) -> tuple[Operator, int]:
     spec = aggregation.method
     if krum and aggregation.krum_q not in (None, n - f):
         spec += f"(m={aggregation.krum_q})"
-    rule = parse(spec, f=f, preset="byzpy" if krum else None)
+    rule = parse(spec, f=f, preset="byzpy" if krum else None, kind="aggregator")
     if isinstance(rule, Attack) or rule.out_rows(1000) != 1:
         raise SpecError(f"{rule} is no aggregation; `byzflow list aggregators` shows them")
     rule.check(n)

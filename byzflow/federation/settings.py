@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from byzflow.errors import FederationError, did_you_mean
+from byzflow.federation.member import Member
 from byzflow.gossip.door import Run
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.network import SUPERVISOR
+from byzflow.gossip.performer import can
 from byzflow.operators import Operator
 
 ROLES = ("train", "eval", "test", "aggregate")
@@ -25,6 +27,17 @@ def check_names(ids: Collection[NodeId], named: Iterable[NodeId], roles: Mapping
         for word in role.split("-"):
             if word not in ROLES:
                 raise FederationError(f"node {id} has no role {word!r} in {role!r}; {did_you_mean(word, ROLES)}")
+
+
+def check_nodes(members: Iterable[Member], step: str) -> None:
+    """That honest nodes that are here, and train, have the method that each round calls."""
+    for member in members:
+        if member.virtual is None and member.trains() and not member.byzantine:
+            if isinstance(member.node, type):
+                raise FederationError(f"node {member.id} is the class {member.node.__name__}: make one of it")
+            if not can(member.node, step):
+                kind = type(member.node).__name__
+                raise FederationError(f"node {member.id} cannot train: {kind} has no {step}; see LearnerNode")
 
 
 def check_numbers(run: Run, patience: float | None) -> None:

@@ -48,7 +48,9 @@ class Summary:
         final = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "nobody evaluated"
         lines = [f"{self.rounds} rounds, {self.seconds_per_round:.3g} s each: {final}"]
         if self.honest_weight is not None and self.byzantine_weight is not None:
-            heaviest = "" if self.heaviest is None else f"; heaviest {self.heaviest[0]} with {self.heaviest[1]:.3f}"
+            heaviest = (
+                "" if self.heaviest is None else f"; heaviest: node {self.heaviest[0]} with {self.heaviest[1]:.3f}"
+            )
             lines.append(f"weight: honest {self.honest_weight:.3f}, Byzantine {self.byzantine_weight:.3f}{heaviest}")
         for what, counts in (("rejected", self.rejected), ("missing", self.missing), ("failed", self.errors)):
             if counts:

@@ -13,7 +13,7 @@ from byzflow.federation.detectors import Detector, Timeout
 from byzflow.federation.member import Member
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.pace import Pace
-from byzflow.gossip.performer import ask
+from byzflow.gossip.performer import ask, can
 
 TOGETHER = 8  # workers that are started at a time
 
@@ -223,9 +223,9 @@ class Supervisor:
     async def state_of(self, node: Any) -> dict[str, Any] | None:
         """All that a node needs to go on; None of one that has no state."""
         limit = self.policy.call_timeout
-        if _can(node, "state") and _can(node, "load_state"):
+        if can(node, "state") and can(node, "load_state"):
             return dict(await ask(node, "state", limit=limit))
-        if _can(node, "get_parameters") and _can(node, "set_parameters"):
+        if can(node, "get_parameters") and can(node, "set_parameters"):
             try:
                 return {"parameters": await ask(node, "get_parameters", limit=limit)}
             except FederationError:  # a base class that has none
@@ -234,7 +234,7 @@ class Supervisor:
 
     async def give_state(self, node: Any, state: Mapping[str, Any]) -> None:
         """Let a node take up what `state_of` gave."""
-        if _can(node, "load_state"):
+        if can(node, "load_state"):
             await ask(node, "load_state", state, limit=self.policy.call_timeout)
         else:
             await ask(node, "set_parameters", state["parameters"], limit=self.policy.call_timeout)
@@ -316,7 +316,3 @@ class Supervisor:
             return True
         await self.pace.jump(member.id, round)
         return round == 0  # else it is as new, and the others are not
-
-
-def _can(node: Any, method: str) -> bool:
-    return callable(getattr(node, method, None))

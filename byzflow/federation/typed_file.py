@@ -26,6 +26,8 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     readers = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": _json}
     reader = readers.get(path.suffix.lower())
+    if not path.exists():
+        raise SpecError(f"{path} cannot be read: No such file or directory")
     if reader is None:
         raise SpecError(f"{path}: a configuration ends in {', '.join(readers)}, not {path.suffix or 'nothing'}")
     try:

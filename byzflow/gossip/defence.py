@@ -59,7 +59,7 @@ class Defence:
     """
 
     def __init__(self, spec: str | Operator = "mean", f: int | None = None, audit: bool = True) -> None:
-        self.operator = parse(spec, f=f)
+        self.operator = parse(spec, f=f, kind="aggregator")
         self._bears = self.operator.declared if f is None else f
         if isinstance(self.operator, Attack) or self.operator.out_rows(1000) != 1:
             raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")

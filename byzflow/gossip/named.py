@@ -187,7 +187,7 @@ def _regular(name: str, n: int, k: int) -> None:
     if n == 2 and k == 1:
         return
     if not 2 <= k < n:
-        raise SpecError(f"{name}:K of {n} nodes needs 2 <= K < {n}, got {k} (k_regular:4, for example)")
+        raise SpecError(f"{name}:K of {n} nodes needs 2 <= K < {n}, got {k}")
     if n * k % 2:
         raise SpecError(
             f"{name}:K needs n * K even: n * K = {n} * {k} = {n * k}; try k_regular:{k - 1} or one node more"

@@ -75,6 +75,11 @@ class Told:
     stage: str = ""
 
 
+def can(node: Any, method: str) -> bool:
+    """If a node, here or on a worker, has this method."""
+    return callable(getattr(node, method, None))
+
+
 async def ask(node: Any, method: str, *arguments: Any, limit: float | None = None) -> Any:
     """A method of a node that is an object here or on a worker; its result is awaited where it must be.
 

@@ -65,7 +65,7 @@ class AttackedGrid(Grid):
         against: str | byzflow.Operator | Defence | None = None,
         **extras: Any,
     ) -> None:
-        parsed = byzflow.parse(attack, f=1)
+        parsed = byzflow.parse(attack, f=1, kind="attack")
         if not isinstance(parsed, byzflow.Attack):
             raise SpecError(f"{attack} is no attack; `byzflow list attacks` shows them")
         if (f is None) == (nodes is None):

@@ -13,7 +13,11 @@ import click
 from byzflow.errors import ByzflowError
 
 
-@click.command(name="audit", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    name="audit",
+    short_help="Who moved the model in a Flower run.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--run", "number", metavar="N", type=int, help="Which run of the file, from 1; default: the last.")
 @click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Save a picture, nodes by rounds.")
@@ -35,6 +39,8 @@ def command(file: Path, number: int | None, plot: Path | None, as_json: bool) ->
     if not nodes:
         raise ByzflowError(f"{file} names no node in this run")
     if plot is not None:
+        if not plot.suffix:
+            raise ByzflowError(f"--plot {plot}: the name says the format, such as {plot}.png")
         from byzflow_flower.audit_picture import draw
 
         draw(rounds, nodes, plot)

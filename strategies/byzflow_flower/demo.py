@@ -58,7 +58,7 @@ def command(
         if problem.name not in ("flwr", "sklearn"):
             raise
         needed = "pip install 'byzflow[flower,plots]'"
-        raise click.ClickException(f"the demo needs {problem.name}, which is not installed: {needed}") from None
+        raise ByzflowError(f"the demo needs {problem.name}, which is not installed: {needed}") from None
 
     plan = demo_grid.Plan(
         attacks=tuple(dict.fromkeys(attacks)) or demo_grid.ATTACKS,

@@ -110,6 +110,9 @@ class Robust(Strategy):
         audit_file: str | Path | None = None,
         tensorboard_dir: str | Path | None = None,
     ) -> None:
+        if isinstance(strategy, type) or not callable(getattr(strategy, "aggregate_train", None)):
+            kind = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
+            raise TypeError(f"Robust wraps a strategy, such as FedAvg(fraction_evaluate=0.0), got {kind}")
         self.rule = Rule(spec, f, fraction, per_layer)
         self._rule_for(0)
         if examples_cap is not None:

@@ -49,7 +49,7 @@ class Rule:
 
     def operator(self, n: int) -> byzflow.Operator:
         """The operator for n clients, not yet checked for so many."""
-        operator = byzflow.parse(self.spec, f=self.declared(n))
+        operator = byzflow.parse(self.spec, f=self.declared(n), kind="aggregator")
         if not self.per_layer:
             return operator
         layerwise = byzflow.installed().find("layerwise").operator

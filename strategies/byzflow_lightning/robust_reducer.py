@@ -61,7 +61,7 @@ class RobustReducer:
     def __init__(
         self, operator: str | byzflow.Operator, *, f: int | None = None, overlap: bool = False, trust: Trust = "shard"
     ) -> None:
-        self.operator = byzflow.parse(operator, f=f) if isinstance(operator, str) else operator
+        self.operator = byzflow.parse(operator, f=f, kind="aggregator") if isinstance(operator, str) else operator
         if isinstance(self.operator, byzflow.Attack) or self.operator.out_rows(1000) != 1:
             raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
         if trust not in ("shard", "gather"):

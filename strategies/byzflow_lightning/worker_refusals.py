@@ -26,7 +26,7 @@ def check_training(trainer: Any, module: Any) -> None:
 
 def read_rule(spec: str | Operator, n: int, f: int) -> Operator:
     """The aggregation of a spec. SpecError or NotEnoughSenders if it is none, or not valid for n rows."""
-    operator = byzflow.parse(spec, f=f)
+    operator = byzflow.parse(spec, f=f, kind="aggregator")
     if isinstance(operator, Attack) or operator.out_rows(n) != 1:
         raise SpecError(f"{operator} is no aggregation: end the spec with a rule, such as '| trimmed_mean'")
     operator.check(n)
@@ -35,7 +35,7 @@ def read_rule(spec: str | Operator, n: int, f: int) -> Operator:
 
 def read_attack(spec: str | Operator, honest: int, f: int) -> Attack:
     """The attack of a spec. SpecError or NotEnoughSenders if it is none, or not valid for so many honest rows."""
-    attack = byzflow.parse(spec, f=f)
+    attack = byzflow.parse(spec, f=f, kind="attack")
     if not isinstance(attack, Attack):
         raise SpecError(f"{attack} is not an attack: `byzflow list attacks` shows them")
     if attack.f != f:

@@ -77,7 +77,7 @@ def test_two_sides_meet_by_their_keys(tmp_path: Path) -> None:
         (("actor-server", "--keys", "nowhere"), "holds no own.key and own.crt"),
         (("actor-server", "--ucx"), "trusted_fabric=True says that nobody else is on its network"),
         (("keys", "new", "a b"), "is no name"),
-        (("keys", "list", "--dir", "nowhere"), "there is no folder nowhere"),
+        (("keys", "list", "--dir", "nowhere"), "nowhere is no folder of keys"),
         (("keys", "trust", "x", "nothing.crt"), "nothing.crt cannot be read: No such file"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner, Result
@@ -21,6 +23,18 @@ def test_list_names_everything_installed() -> None:
     assert result.exit_code == 0
     for entry in byzflow.installed().of_kind():
         assert entry.operator.name in result.stdout
+
+
+def test_theory_is_readable_in_80_columns() -> None:
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(group, ["theory", "--n", "20", "--f", "4"])
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("n = 20, f = 4; no rule has kappa below 0.333")
+    assert lines[1].split("  ")[0] == "rule"
+    for heading in ("valid", "breakdown", "kappa <=", "with nnm", "lambda <=", "note"):
+        assert heading in lines[1]
+    assert any(line.startswith("winsorized_mean") for line in lines)
+    assert lines[-3].startswith("breakdown: ")
+    assert "no rule bears half of the rows" in run("theory", "--n", "8", "--f", "4", "median").stdout
 
 
 def test_list_and_show_are_readable_in_80_columns() -> None:
@@ -59,15 +73,51 @@ def test_show_as_text_and_json() -> None:
         (["show", "krumm"], "unknown operator 'krumm'; did you mean krum"),
         (["list", "atacks"], "unknown kind 'atacks'; did you mean attacks?"),
         (["lst"], "no such command 'lst'; did you mean list?"),
-        (["show"], "Missing argument 'NAME'"),
-        (["list", "--jsn"], "No such option"),
+        (["show", "nothing_like_it"], "`byzflow list` shows what there is"),
+        (["show"], "byzflow show: Missing argument 'NAME'. Try `byzflow show --help`."),
+        (["list", "--jsn"], "Did you mean '--json'? Try `byzflow list --help`."),
+        (["--nope"], "byzflow: No such option '--nope'. Try `byzflow --help`."),
+        (["theory", "--n", "ten", "--f", "1"], "'ten' is not an integer."),
+        (["actor-server", "--keep", "x"], "'x' is not a valid number."),
+        (["actor-server", "--keep", "nan"], "--keep must be a finite number of seconds, got nan"),
+        (["actor-server", "--listen", "tcp://192.0.2.1:7001", "--plain"], "give an address of this host"),
+        (["new", "flower_app"], "no such command 'flower_app'; did you mean flower-app? Try `byzflow new --help`."),
+        (["keys", "nw"], "byzflow keys: No such command 'nw'."),
+        (["keys", "new", "me", "--dir", __file__], "cannot be written to"),
+        (["keys", "list", "--dir", __file__], "is no folder of keys: name one by --dir"),
+        (["study", "--rule", "nnm"], "nnm is no aggregation; `byzflow list aggregators` shows them"),
+        (["study", "--rule", "alie"], "alie is no aggregation"),
+        (["doctor", "--keys", "keys"], "--keys is for --connect"),
+        (["doctor", "--connect", "http://here:1"], "no address of an actor server; write tcp://host:7000"),
+        (["doctor", "--connect", "tcp://here"], "no address; write tcp://host:7000"),
+        (["run", "nothing"], "nothing cannot be read: No such file"),
+        (["node", "--config", "x.yaml", "--role", "peer"], "--role peer needs --node-id"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the link to 192.0.2.1")
 def test_wrong_input_is_one_line_and_exit_code_2(args: list[str], words: str) -> None:
     result = run(*args)
     assert result.exit_code == 2
     assert words in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_source() -> None:
+    command = [sys.executable, "-c", "from byzflow.cli import main; main()"]
+    options = ["actor-server", "--listen", "tcp://192.0.2.1:7001", "--plain"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    warning, error = done.stderr.splitlines()
+    assert warning == "byzflow: warning: the link to 192.0.2.1 is neither encrypted nor authenticated"
+    assert error.startswith("byzflow: cannot listen")
+
+
+@pytest.mark.parametrize("args", [[], ["keys"], ["new"]])
+def test_a_group_alone_shows_its_help(args: list[str]) -> None:
+    result = run(*args)
+    assert "Commands:" in result.stderr
+    assert "..." not in result.stderr.partition("Commands:")[2]  # every line is a whole one
 
 
 def test_doctor_finds_this_installation_whole() -> None:

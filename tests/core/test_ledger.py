@@ -158,6 +158,13 @@ def test_the_command_names_node_and_round(tmp_path: Path) -> None:
     assert json.loads(result.output)["faults"][0]["round"] == 2
     with pytest.raises(ByzflowError, match="holds no ledger"):
         CliRunner().invoke(command, ["check", str(tmp_path / "inputs")], catch_exceptions=False)
+    with pytest.raises(ByzflowError, match="no folder: give the one that the ledgers' keep_inputs= named"):
+        CliRunner().invoke(command, ["check", str(tmp_path), "--inputs", "nowhere"], catch_exceptions=False)
+    (tmp_path / "c.jsonl").mkdir()
+    with pytest.raises(ByzflowError, match=r"c.jsonl cannot be written: Is a directory"):
+        Ledger(tmp_path / "c.jsonl", node="c")
+    with pytest.raises(ByzflowError, match=r"c.jsonl cannot be read: Is a directory"):
+        CliRunner().invoke(command, ["check", str(tmp_path)], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

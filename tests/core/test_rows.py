@@ -30,7 +30,7 @@ X = torch.arange(12.0).view(4, 3)
         (torch.ones(2, 3, dtype=torch.int64), "row 0 is torch.int64"),
         ([np.ones(3), np.ones(3, dtype=object)], "row 1 is object"),
         (torch.eye(3).to_sparse(), "row 0 is torch.sparse_coo: only dense rows"),
-        ([np.ones(3), None], "row 1 is a NoneType"),
+        ([np.ones(3), None], "row 1 is NoneType"),
         ([{"a": torch.ones(2)}, {"b": torch.ones(2)}], "row 1 has other keys than row 0: missing ['a'], extra ['b']"),
         ([{"a": torch.ones(2)}, torch.ones(2)], "row 1 is not of the same kind"),
         ([{"a": torch.ones(2)}, {"a": torch.ones(2, dtype=torch.long)}], "row 1, key 'a' is torch.int64"),

@@ -73,6 +73,16 @@ def test_unknown_operator_suggests() -> None:
         byzflow.parse("trimed_mean", f=1)
 
 
+def test_a_suggestion_is_of_the_kind_that_is_wanted() -> None:
+    with pytest.raises(UnknownOperator, match=r"unknown attack 'trimed_mean'; did you mean fang_trimmed_mean\?$"):
+        byzflow.attack("trimed_mean", [1.0], f=1)
+    with pytest.raises(UnknownOperator, match="unknown operator 'fang_krun'") as caught:
+        byzflow.aggregate("nnm | fang_krun", [1.0], f=1)
+    assert "fang_krum" not in str(caught.value)
+    with pytest.raises(UnknownOperator, match="did you mean fang_krum"):
+        byzflow.parse("fang_krun", f=1)
+
+
 def test_not_a_string() -> None:
     wrong: Any = 3
     with pytest.raises(SpecError, match="got int"):

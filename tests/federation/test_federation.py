@@ -302,6 +302,16 @@ def test_states_and_mistakes() -> None:
         Federation([Constant(1.0)], defence="kurm")
     with pytest.raises(FederationError, match="'gradients' or 'updates'"):
         Federation([Constant(1.0)], exchange="weights")  # type: ignore[arg-type]
+    with pytest.raises(FederationError, match="node 1 is the class Constant: make one of it"):
+        Federation([Constant(1.0), Constant])
+    with pytest.raises(FederationError, match="node 0 cannot train: int has no honest_gradient_for_next_batch"):
+        Federation([3])
+    with pytest.raises(FederationError, match="'process:' is where a VirtualNode is made, and none of the nodes is"):
+        Federation([Constant(1.0)], backend="process:")
+    once = Federation([Constant(1.0), Constant(1.0)])
+    assert len(once.train(1)) == 1
+    with pytest.raises(FederationError, match="was stopped; make another, or use `async with` and `run`"):
+        once.train(1)
     assert issubclass(NotEnoughSenders, ValueError)
 
 

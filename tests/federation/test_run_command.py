@@ -120,8 +120,7 @@ def test_a_loss_that_is_no_number_is_null_in_json(file: str) -> None:
 def test_check_runs_nothing(file: str) -> None:
     result = run(file, "--check")
     assert result.stdout == (
-        "star over the schema's topology: 5 nodes, 1 Byzantine (sign_flip); nnm | trimmed_mean for f=1; "
-        "mlp on synthetic, iid; 3 rounds\n"
+        "star: 5 nodes, 1 Byzantine (sign_flip); nnm | trimmed_mean for f=1; mlp on synthetic, iid; 3 rounds\n"
     )
     assert json.loads(run(file, "--check", "--json").stdout)["config"]["nodes"]["count"] == 5
 

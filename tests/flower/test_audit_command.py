@@ -88,6 +88,7 @@ def test_many_nodes_and_rounds_that_tell_little(tmp_path: Path) -> None:
         (["{recorded}", "--run", "3"], "holds 2 runs: --run must be 1 to 2, got 3"),
         (["{recorded}", "--plot", "no/folder.png"], "cannot save the picture"),
         (["{recorded}", "--plot", "picture.nonsense"], "cannot save the picture"),
+        (["{recorded}", "--plot", "picture"], "the name says the format, such as picture.png"),
     ],
 )
 def test_mistakes(recorded: Path, arguments: list[str], words: str) -> None:

@@ -52,6 +52,12 @@ class Losing(Grid):
 # -- bounds are checked before anything is sent
 
 
+@pytest.mark.parametrize(("wrong", "named"), [(FedAvg, "FedAvg"), (3, "int"), ("FedAvg", "str")])
+def test_what_is_no_strategy_is_told_at_once(wrong, named) -> None:
+    with pytest.raises(TypeError, match=rf"wraps a strategy, such as FedAvg\(.*\), got {named}$"):
+        Robust(wrong, "median")
+
+
 def test_too_few_clients_for_the_rule_are_an_error_at_the_start() -> None:
     asked = []
     app = client(lambda message, arrays, metrics: asked.append(message))

@@ -88,7 +88,7 @@ def chosen(key: str, mods: Mapping[str, Mod] | None = None) -> Mod:
 
 def _is_attack_of_one(spec: str) -> bool:
     try:
-        attack = byzflow.parse(spec, f=1)
+        attack = byzflow.parse(spec, f=1, kind="attack")
     except SpecError:
         return False
     return isinstance(attack, byzflow.Attack) and sends_alone(attack)

@@ -22,7 +22,7 @@ def send(attack: str) -> Mod:
     number of clients, `num-partitions`, unless its scale is given. Raises SpecError for a spec that does not read, is
     no attack, or needs to know more than one's own update.
     """
-    parsed = byzflow.parse(attack, f=1)
+    parsed = byzflow.parse(attack, f=1, kind="attack")
     if not isinstance(parsed, byzflow.Attack):
         raise SpecError(f"{attack} is no attack; `byzflow list attacks` shows them")
     if not sends_alone(parsed):
@@ -44,7 +44,7 @@ def _send(attack: str) -> Mod:
     def sending(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if not is_training(message):
             return call_next(message, context)
-        operator = byzflow.parse(attack, f=1)
+        operator = byzflow.parse(attack, f=1, kind="attack")
         received = SentModel.of(only_record(message, ArrayRecord)[1])
         reply = call_next(message, context)
         if reply.has_error():
