@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any
 
 from byzflow.errors import ActorError, did_you_mean
-from byzflow.graph.calls import awaited, called
+from byzflow.graph.calls import awaited, called, ended
 from byzflow.graph.messages import Mailbox, Message
 
 Route = Callable[[str, Message], Awaitable[None]]
@@ -51,12 +51,12 @@ class Host:
             return await awaited(bound())
         work = bound if self._around is None else partial(self._around, bound)
         running = self._plain.submit(copy_context().run, called, work)
-        ended = asyncio.wrap_future(running)
+        over = asyncio.wrap_future(running)
         try:
-            result = await asyncio.shield(ended)
+            result = await asyncio.shield(over)
         except asyncio.CancelledError:
             if not running.cancel():
-                await asyncio.wait([ended])  # a thread cannot be stopped; nothing is to be left running
+                await ended(over)  # a thread cannot be stopped; nothing is to be left running
             raise
         return await awaited(result) if inspect.isawaitable(result) else result
 

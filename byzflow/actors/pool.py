@@ -147,7 +147,7 @@ class ActorPool:
 
     async def run_many(self, subtasks: Iterable[SubTask], *, limit: int | None = None) -> list[Any]:
         """Results in order; on the first failure the others are cancelled and awaited, and it is raised."""
-        return await fan_out(self.run_subtask, subtasks, limit or INFLIGHT * self.size)
+        return await fan_out(self.run_subtask, subtasks, INFLIGHT * self.size if limit is None else limit)
 
     @asynccontextmanager
     async def together(self, names: Iterable[str], label: str) -> AsyncIterator[list[Worker]]:

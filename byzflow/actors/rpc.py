@@ -10,6 +10,7 @@ from typing import Any
 
 from byzflow.actors.link import Frame, Link, Unreadable
 from byzflow.errors import ActorError, LinkClosed, WorkerDied, WorkerGone, portable, restored, told
+from byzflow.graph.calls import ended
 
 Handle = Callable[[str, list[Any]], Awaitable[Any]]
 RESULT, ERROR, CANCEL = "result", "error", "cancel"
@@ -73,9 +74,7 @@ class Rpc:
             if not future.done():
                 with suppress(LinkClosed):
                     await self.link.send(Frame(CANCEL, number))
-                await asyncio.wait([future])  # nothing is to be left running there
-            if not future.cancelled():
-                future.exception()  # seen
+            await ended(future)  # nothing is to be left running there
             raise
         finally:
             self._asked.pop(number, None)
@@ -127,8 +126,8 @@ class Rpc:
                 await self.link.send(Frame(kind, number, body))
             except LinkClosed:
                 raise
-            except Exception as error:  # a result, or an error, that cannot cross
-                await self.link.send(Frame(ERROR, number, told(error)))
+            except Exception as error:  # a result, or an error's attribute, that cannot cross
+                await self.link.send(Frame(ERROR, number, told(outcome if kind == ERROR else error)))
 
     def _end(self, why: str) -> None:
         if self._closed:

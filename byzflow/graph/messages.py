@@ -36,10 +36,8 @@ class Mailbox:
 
     def put(self, message: Message) -> None:
         """Give it to who has waited longest for its type, or keep it. Raises MailboxFull."""
-        for future in self._waiting.get(message.message_type, ()):
-            if not future.done():
-                future.set_result(message)
-                return
+        if self._given(message):
+            return
         if len(self) >= self.limit:
             raise MailboxFull(
                 f"{len(self)} messages wait and the limit is {self.limit}: {message.message_type!r} of "
@@ -58,8 +56,8 @@ class Mailbox:
             async with asyncio.timeout(timeout):
                 return await future
         except BaseException as error:
-            if future.done() and not future.cancelled():  # it came in the last moment: the next to ask gets it
-                self._kept.setdefault(message_type, deque()).appendleft(future.result())
+            if future.done() and not future.cancelled():  # it came in the last moment
+                self.put_back(future.result())
             if isinstance(error, TimeoutError):
                 raise MessageTimeout(f"no message {message_type!r} came within {timeout:g} s") from None
             raise
@@ -67,6 +65,19 @@ class Mailbox:
             waiting.remove(future)
             if not waiting:
                 self._waiting.pop(message_type, None)
+
+    def put_back(self, message: Message) -> None:
+        """Undo `take`, for one who was cancelled when he had it: the next to ask gets it. May go beyond `limit`."""
+        if not self._given(message):
+            self._kept.setdefault(message.message_type, deque()).appendleft(message)
+
+    def _given(self, message: Message) -> bool:
+        """If somebody waited for it, who has it now."""
+        for future in self._waiting.get(message.message_type, ()):
+            if not future.done():
+                future.set_result(message)
+                return True
+        return False
 
     def _oldest(self, message_type: str) -> Message:
         kept = self._kept[message_type]

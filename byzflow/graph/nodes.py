@@ -40,7 +40,8 @@ graph_input = GraphInput
 class GraphNode:
     """A step and where its inputs come from: other nodes, or their names, graph inputs, or messages.
 
-    `op` may also be one of byzflow's operators (its rows are the first input), or a function of the inputs.
+    `op` may also be one of byzflow's operators (its rows are the first input), or a function of the inputs. Raises
+    GraphError for anything else.
     """
 
     name: str
@@ -49,6 +50,12 @@ class GraphNode:
 
     def __post_init__(self) -> None:
         named = {key: each.name if isinstance(each, GraphNode) else each for key, each in self.inputs.items()}
+        for key, each in named.items():
+            if not isinstance(each, str | GraphInput | MessageSource):
+                raise GraphError(
+                    f"node {self.name!r}: its input {key!r} is of type {type(each).__name__}, not a node, a "
+                    f"GraphInput or a message; bind a constant into the operator"
+                )
         object.__setattr__(self, "inputs", MappingProxyType(named))
         object.__setattr__(self, "op", _step(self.name, self.op))
 

@@ -44,14 +44,16 @@ class ExecutionFuture:
 class ExecutionSession:
     """Runs graphs on an event loop in a thread of its own. Use as a context manager, or `close` it.
 
-    `cache` results are kept, by the graph and the content of its inputs: only for graphs of pure steps. Inputs whose
-    content has no digest are run anew each time.
+    `cache` results are kept, by the graph and the content of its inputs: only for graphs of pure steps. Whoever asks
+    again gets the same objects; once one of them was modified, or if inputs or results have no digest, it is run anew.
     """
 
     def __init__(self, *, pool: Pool | None = None, cache: int = 0) -> None:
         """`pool` is used on the session's loop alone. `cache` >= 0."""
         self.pool, self.cache = pool, cache
-        self._kept: WeakKeyDictionary[ComputationGraph, OrderedDict[bytes, dict[str, Any]]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[ComputationGraph, OrderedDict[bytes, tuple[bytes, dict[str, Any]]]] = (
+            WeakKeyDictionary()
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="byzflow-session", daemon=True)
         self._thread.start()
@@ -83,11 +85,13 @@ class ExecutionSession:
         key = digest(inputs) if self.cache else None
         kept = self._kept.setdefault(graph, OrderedDict())
         if key is not None and key in kept:
-            kept.move_to_end(key)
-            return dict(kept[key])
+            content, outputs = kept.pop(key)
+            if digest(outputs) == content:
+                kept[key] = content, outputs  # as the last one used
+                return dict(outputs)
         outputs = await NodeScheduler(graph, pool=self.pool).run(inputs)
-        if key is not None:
-            kept[key] = outputs
+        if key is not None and (content := digest(outputs)):
+            kept[key] = content, outputs
             while len(kept) > self.cache:
                 kept.popitem(last=False)
         return dict(outputs)
