@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from byzflow.actors.backend import Backend
-from byzflow.actors.pool import ActorPool, Worker
+from byzflow.actors.pool import ActorPool
 from byzflow.actors.tile import Given, Tile
+from byzflow.actors.worker import Worker
 from byzflow.engine.execute import check_shards
 from byzflow.engine.extras import PerRow
 from byzflow.engine.report import Aggregation

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Coroutine, Generator, Mapping
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -78,7 +77,7 @@ class ExecutionSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     async def _run(self, graph: ComputationGraph, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +89,8 @@ class ExecutionSession:
                 kept[key] = content, outputs  # as the last one used
                 return dict(outputs)
         outputs = await NodeScheduler(graph, pool=self.pool).run(inputs)
-        if key is not None and (content := digest(outputs)):
-            kept[key] = content, outputs
+        if key is not None and (now := digest(outputs)):
+            kept[key] = now, outputs
             while len(kept) > self.cache:
                 kept.popitem(last=False)
         return dict(outputs)
