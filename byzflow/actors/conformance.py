@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,16 @@ def stop(how: str) -> None:
         next(iter(()))
     elif how == "exit":
         raise SystemExit(3)
+    elif how == "cancelled":
+        raise asyncio.CancelledError
+    elif how == "interrupted":
+        raise BaseExceptionGroup("several", [KeyboardInterrupt()])
     raise Odd(1, 2)
+
+
+async def stop_inside(how: str) -> None:
+    """As `stop`, in a coroutine."""
+    stop(how)
 
 
 def doze(seconds: float) -> float:
@@ -91,7 +101,7 @@ class Account:
         return "never"
 
 
-NAMED = {each.__name__: each for each in (echo, fail, stop, doze, wait_for, pass_on, Account)}
+NAMED = {each.__name__: each for each in (echo, fail, stop, stop_inside, doze, wait_for, pass_on, Account)}
 Start = Callable[..., Awaitable[Backend]]
 
 
@@ -163,12 +173,13 @@ async def errors_cross_and_leave_the_worker_usable(start: Start) -> None:
 
 
 async def every_end_of_a_call_is_told(start: Start) -> None:
-    """StopIteration, SystemExit and errors that cannot be rebuilt: the caller hears of each, and the worker lives."""
+    """What is no error, and errors that cannot be rebuilt: the caller hears of each, and the worker lives."""
     worker = await start()
-    for how in ("exhausted", "exit", "odd"):
+    ways = product((stop, stop_inside), ("exhausted", "exit", "cancelled", "interrupted", "odd"))
+    for fn, how in ways:
         try:
             async with asyncio.timeout(20):
-                await worker.call(stop, (how,))
+                await worker.call(fn, (how,))
         except TimeoutError:
             raise AssertionError(f"{how}: the caller waits for ever") from None
         except Exception as error:

@@ -16,6 +16,11 @@ from byzflow.errors import one_line
 OUTSIDE = 1 << 14  # bytes from which a buffer travels beside the pickle: a shared slot costs two messages more
 
 
+def _parameter(*tensor: Any) -> torch.nn.Parameter:
+    values = _tensor(*tensor)
+    return torch.nn.Parameter(values.detach(), values.requires_grad)
+
+
 def _tensor(buffer: Any, dtype: torch.dtype, shape: Sequence[int], requires_grad: bool) -> torch.Tensor:
     memory = memoryview(buffer)
     if memory.readonly:  # it came inside the pickle
@@ -32,7 +37,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if plain and value.device.type == "cpu" and not value.is_quantized and not value.is_complex():
             flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
             rebuild: tuple[Any, ...] = (pickle.PickleBuffer(flat), value.dtype, tuple(value.shape), value.requires_grad)
-            return _tensor, rebuild
+            return _parameter if type(value) is torch.nn.Parameter else _tensor, rebuild
         return super().reducer_override(value)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from itertools import count
 from typing import Any
 
@@ -12,7 +12,8 @@ from byzflow.actors.link import Frame, Link, Unreadable
 from byzflow.errors import ActorError, LinkClosed, WorkerDied, WorkerGone, portable, restored, told
 from byzflow.graph.calls import ended
 
-Handle = Callable[[str, list[Any]], Awaitable[Any]]
+Handle = Callable[[str, list[Any]], AbstractAsyncContextManager[Any]]
+"""The result of a request, which stays as it is within the block: until it was sent."""
 RESULT, ERROR, CANCEL = "result", "error", "cancel"
 
 
@@ -25,7 +26,7 @@ class Rpc:
     """
 
     def __init__(self, link: Link, handle: Handle, *, limit: int = 1024) -> None:
-        """`handle(kind, arguments)` answers the other end; at most `limit` requests of it are in work.
+        """`async with handle(kind, arguments)` answers the other end; at most `limit` requests of it are in work.
 
         What is beyond that is refused, and nothing more is read until the refusal has gone out.
         """
@@ -52,8 +53,11 @@ class Rpc:
             self._end("the worker's connection ended")
             await self.link.close()
 
-    async def request(self, kind: str, *arguments: Any) -> Any:
-        """The other end's answer. Raises what it raised, WorkerDied, or WorkerGone if it was never asked."""
+    async def request(self, kind: str, *arguments: Any, late: Callable[[Any], object] | None = None) -> Any:
+        """The other end's answer. Raises what it raised, WorkerDied, or WorkerGone if it was never asked.
+
+        `late` is given the answer that came in the moment in which the caller was cancelled.
+        """
         if self._closed:
             raise WorkerGone(self._closed)
         number = next(self._numbers)
@@ -75,6 +79,8 @@ class Rpc:
                 with suppress(LinkClosed):
                     await self.link.send(Frame(CANCEL, number))
             await ended(future)  # nothing is to be left running there
+            if late is not None and not future.cancelled() and future.exception() is None:
+                late(future.result())
             raise
         finally:
             self._asked.pop(number, None)
@@ -106,16 +112,17 @@ class Rpc:
             task.add_done_callback(lambda _: self._served.pop(frame.number, None))
 
     async def _serve(self, frame: Frame) -> None:
-        try:
-            if isinstance(frame.body, Unreadable):
-                raise TypeError(f"what was sent does not read in the worker: {frame.body.why}")
-            result = await self._handle(frame.kind, frame.body)
-        except asyncio.CancelledError:
-            await self._answer(frame.number, ActorError("the call was cancelled"))
-        except Exception as error:
-            await self._answer(frame.number, error)
-        else:
-            await self._answer(frame.number, result, RESULT)
+        async with AsyncExitStack() as until_sent:
+            try:
+                if isinstance(frame.body, Unreadable):
+                    raise TypeError(f"what was sent does not read in the worker: {frame.body.why}")
+                result = await until_sent.enter_async_context(self._handle(frame.kind, frame.body))
+            except asyncio.CancelledError:
+                await self._answer(frame.number, ActorError("the call was cancelled"))
+            except Exception as error:
+                await self._answer(frame.number, error)
+            else:
+                await self._answer(frame.number, result, RESULT)
 
     async def _answer(self, number: int, outcome: Any, kind: str = ERROR) -> None:
         body = outcome
