@@ -145,11 +145,13 @@ async def values_cross(start: Start) -> None:
         np.array([1, np.nan, np.inf], dtype=np.float32),
         np.zeros((0, 2)),
         np.array(3.5),
+        np.ones(10_000),
     ):
         got = await worker.call(echo, (array,))
         assert isinstance(got, np.ndarray), f"an array became a {type(got).__name__}"
         np.testing.assert_array_equal(got, array)
         assert got.dtype == array.dtype, f"{array.dtype} became {got.dtype}"
+        assert got.flags.writeable, f"an array of {array.size} numbers came back read only"
     nested = {"a": [1, 2.5, None, True, "ü", b"\\x00"], "b": {"c": [torch.ones(2)]}}
     got = await worker.call(echo, (), {"value": nested})
     assert got["a"] == nested["a"], "plain values changed on the way"

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
+from byzflow.errors import GraphError
 from byzflow.graph.digest import digest
 from byzflow.graph.nodes import ComputationGraph
 from byzflow.graph.scheduler import NodeScheduler
@@ -58,11 +59,14 @@ class ExecutionSession:
         self._thread.start()
 
     def submit(self, graph: ComputationGraph, inputs: Mapping[str, Any] | None = None) -> ExecutionFuture:
-        """Start a run."""
-        return ExecutionFuture(asyncio.run_coroutine_threadsafe(self._run(graph, dict(inputs or {})), self._loop))
+        """Start a run. Raises GraphError after `close`."""
+        return ExecutionFuture(self.run(self._run(graph, dict(inputs or {}))))
 
     def run(self, work: Coroutine[Any, Any, R]) -> Future[R]:
-        """Start any coroutine on the session's loop."""
+        """Start any coroutine on the session's loop. Raises GraphError after `close`."""
+        if self._loop.is_closed():
+            work.close()
+            raise GraphError("this session was closed; make another")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:

@@ -111,6 +111,30 @@ def test_inputs_that_are_no_sources_are_refused() -> None:
         GraphNode("mean", lambda rows, f: rows, {"rows": GraphInput("rows"), "f": 5})  # type: ignore[dict-item]
 
 
+def test_outputs_are_nodes_or_their_names() -> None:
+    mean = GraphNode("mean", lambda: 1)
+    more = GraphNode("more", lambda x: x + 1, {"x": mean})
+    either: list[list[str | GraphNode]] = [[mean, more], ["mean", more]]
+    for outputs in either:
+        assert asyncio.run(NodeScheduler(ComputationGraph([mean, more], outputs=outputs)).run()) == {
+            "mean": 1,
+            "more": 2,
+        }
+    wrong: list[Sequence[str]] = ["mean", [], ()]
+    for none in wrong:
+        with pytest.raises(GraphError, match="outputs are a list of at least one node, got"):
+            ComputationGraph([mean], outputs=none)
+    assert len({mean, more, mean}) == 2
+
+
+def test_a_closed_session_says_so() -> None:
+    graph = ComputationGraph([GraphNode("a", lambda: 1)])
+    with ExecutionSession() as session:
+        pass
+    with pytest.raises(GraphError, match="this session was closed; make another"):
+        session.submit(graph)
+
+
 class Cut(Operator):
     """Cuts its work in a coroutine, or in a plain function that takes its time."""
 
