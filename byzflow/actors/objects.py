@@ -57,7 +57,7 @@ def dumps(frame: Frame) -> tuple[bytes, list[memoryview]]:
     stream.write(bytes([len(what)]) + what)
     try:
         _Pickler(stream, protocol=5, buffer_callback=outside).dump(frame.body)
-    except Exception as error:  # an object's own __reduce__ may raise anything
+    except (Exception, SystemExit) as error:  # an object's own __reduce__ may raise anything
         raise TypeError(f"this cannot travel to another process: {one_line(error)}") from None
     return stream.getvalue(), buffers
 
@@ -71,5 +71,5 @@ def loads(head: bytes | memoryview, buffers: Sequence[memoryview]) -> Frame:
     kind, number = pickle.loads(head[1:begin])
     try:
         return Frame(kind, number, pickle.loads(memoryview(head)[begin:], buffers=buffers))
-    except Exception as error:  # making an object runs its own code
+    except (Exception, SystemExit) as error:  # making an object runs its own code, and may import a script
         return Frame(kind, number, Unreadable(one_line(error)))

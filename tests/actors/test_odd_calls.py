@@ -124,6 +124,31 @@ def test_an_error_after_a_call_was_cancelled_is_not_logged(kind: str, caplog: py
     assert caplog.text == ""
 
 
+class Leaves:
+    """Ends the program when it is made again, or put away."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def __reduce__(self) -> Any:
+        if self.when == "here":
+            sys.exit(3)
+        return sys.exit, (3,)
+
+
+def test_values_that_end_the_program_end_only_their_call() -> None:
+    async def main() -> None:
+        async with ActorPool(ActorPoolConfig("process:")) as pool:
+            for when, words in (("here", "cannot travel"), ("there", "does not read")):
+                for call in (SubTask(echo, (Leaves(when),)), SubTask(Leaves, (when,))):
+                    with pytest.raises(TypeError, match=f"{words}.* SystemExit: 3"):
+                        await pool.run_subtask(call)
+            assert await pool.run_subtask(SubTask(echo, (1,))) == 1
+            assert pool.workers["process-0"].restarts == 0
+
+    within(60, main)
+
+
 # -------------------------------------------------------------------------------------------------- messages
 
 
