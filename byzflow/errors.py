@@ -191,7 +191,13 @@ def told(error: BaseException) -> list[str]:
 
 
 def portable(error: Exception) -> Exception | list[str]:
-    """The error itself if it can be made again at another place from its arguments, else as plain data."""
+    """The error itself if it can be made again at another place from its arguments, else as plain data.
+
+    In a group, each that cannot is a RemoteError.
+    """
+    if isinstance(error, ExceptionGroup):
+        parts = [portable(each) for each in error.exceptions]
+        return error.derive([restored(each) if isinstance(each, list) else each for each in parts])
     try:
         copy.copy(error)
     except Exception:

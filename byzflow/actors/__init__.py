@@ -4,6 +4,7 @@ host          the inside of a worker: objects, calls, mailboxes
 backend       the contract of a worker, and who is asked for which URL; conformance: what each must pass
 ref           an object on a worker
 pool          many workers: lazy, replaced when they die, chosen by what they can do
+worker, queue one of them; who waits for one, and who gets it
 channels      mailboxes that connect the workers of a pool
 tile          some coordinates of n rows on a worker
 tiles         operators on rows whose coordinates are on several workers: aggregate_over, hold, spread
@@ -39,10 +40,11 @@ if TYPE_CHECKING:
     from byzflow.actors.backend import Backend, resolve
     from byzflow.actors.channels import PoolChannel
     from byzflow.actors.host import Host, here
-    from byzflow.actors.pool import ActorPool, ActorPoolConfig
+    from byzflow.actors.pool import ActorPool
     from byzflow.actors.ref import ActorRef, spawn
     from byzflow.actors.tile import Tile
     from byzflow.actors.tiles import HeldRows, aggregate_over, hold, spread
+    from byzflow.actors.worker import ActorPoolConfig
     from byzflow.graph.subtask import SubTask
 
 __all__ = [
@@ -68,10 +70,11 @@ _HOMES = {
     "actors.backend": ("Backend", "resolve"),
     "actors.channels": ("PoolChannel",),
     "actors.host": ("Host", "here"),
-    "actors.pool": ("ActorPool", "ActorPoolConfig"),
+    "actors.pool": ("ActorPool",),
     "actors.ref": ("ActorRef", "spawn"),
     "actors.tile": ("Tile",),
     "actors.tiles": ("HeldRows", "aggregate_over", "hold", "spread"),
+    "actors.worker": ("ActorPoolConfig",),
     "graph.subtask": ("SubTask",),
 }
 

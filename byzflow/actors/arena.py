@@ -13,7 +13,9 @@ from typing import Any
 from weakref import finalize
 
 import numpy as np
+import torch
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 ALIGN = 64  # bytes: vector loads do not cross lines
 SMALLEST = 1 << 16
 KEEP = 1 << 28  # bytes of free slots that wait to be used again
@@ -24,11 +26,27 @@ class Slot:
     """A mapped piece of shared memory."""
 
     number: int
-    fd: int
-    memory: mmap.mmap
-    size: int
+    memory: Bytes
+    fd: int | None  # None: the other end has it mapped, and it is not needed any more
     busy: bool = False
-    known: bool = False  # at the other end
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.memory.size
+
+    def close(self) -> None:
+        """Close its descriptor."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+def mapped(fd: int) -> Bytes:
+    """All of a file in memory, for as long as somebody refers to it. No descriptor stays open, as with mmap's."""
+    size = os.fstat(fd).st_size
+    memory: Bytes = torch.from_file(f"/proc/self/fd/{fd}", shared=True, size=size, dtype=torch.uint8).numpy()
+    return memory
 
 
 def places(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -55,7 +73,7 @@ class Arena:
         slot.busy = True
         for buffer, offset in zip(buffers, offsets, strict=True):
             source = np.frombuffer(buffer, np.uint8)
-            np.frombuffer(slot.memory, np.uint8, source.size, offset)[:] = source
+            slot.memory[offset : offset + source.size] = source
         return slot, offsets
 
     def free(self, number: int) -> bool:
@@ -75,15 +93,19 @@ class Arena:
     def _new(self, size: int) -> Slot:
         size = max(SMALLEST, 1 << (size - 1).bit_length() if size < KEEP else -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
         fd = os.memfd_create("byzflow", os.MFD_CLOEXEC)
-        os.ftruncate(fd, size)
+        try:
+            os.ftruncate(fd, size)
+            memory = mapped(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         self._next += 1
-        slot = Slot(self._next, fd, mmap.mmap(fd, size), size)
-        self.slots[slot.number] = slot
+        slot = self.slots[self._next] = Slot(self._next, memory, fd)
         return slot
 
     def _drop(self, slot: Slot) -> None:
         del self.slots[slot.number]
-        os.close(slot.fd)  # the mapping goes with its last reference
+        slot.close()  # the mapping goes with its last reference
 
 
 class Mirror:
@@ -91,19 +113,19 @@ class Mirror:
 
     def __init__(self, done: Callable[[int], Any]) -> None:
         """`done(number)` is called, on any thread, once nothing here refers to what a slot held."""
-        self._memory: dict[int, mmap.mmap] = {}
+        self._memory: dict[int, Bytes] = {}
         self._done = done
 
     def map(self, number: int, fd: int) -> None:
         """Take in a new slot; the descriptor is closed."""
         try:
-            self._memory[number] = mmap.mmap(fd, os.fstat(fd).st_size)
+            self._memory[number] = mapped(fd)
         finally:
             os.close(fd)
 
     def views(self, number: int, spans: Sequence[tuple[int, int]]) -> list[memoryview]:
         """The buffers (offset, size) of a slot, in place; the slot is done when all of them are gone."""
-        lease = np.frombuffer(self._memory[number], np.uint8)
+        lease = np.frombuffer(self._memory[number].data, np.uint8)  # no view of numpy's, whose views refer past it
         finalize(lease, self._done, number).atexit = False
         return [lease[offset : offset + size].data for offset, size in spans]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,16 @@ def stop(how: str) -> None:
         next(iter(()))
     elif how == "exit":
         raise SystemExit(3)
+    elif how == "cancelled":
+        raise asyncio.CancelledError
+    elif how == "interrupted":
+        raise BaseExceptionGroup("several", [KeyboardInterrupt()])
     raise Odd(1, 2)
+
+
+async def stop_inside(how: str) -> None:
+    """As `stop`, in a coroutine."""
+    stop(how)
 
 
 def doze(seconds: float) -> float:
@@ -91,7 +101,7 @@ class Account:
         return "never"
 
 
-NAMED = {each.__name__: each for each in (echo, fail, stop, doze, wait_for, pass_on, Account)}
+NAMED = {each.__name__: each for each in (echo, fail, stop, stop_inside, doze, wait_for, pass_on, Account)}
 Start = Callable[..., Awaitable[Backend]]
 
 
@@ -135,11 +145,13 @@ async def values_cross(start: Start) -> None:
         np.array([1, np.nan, np.inf], dtype=np.float32),
         np.zeros((0, 2)),
         np.array(3.5),
+        np.ones(10_000),
     ):
         got = await worker.call(echo, (array,))
         assert isinstance(got, np.ndarray), f"an array became a {type(got).__name__}"
         np.testing.assert_array_equal(got, array)
         assert got.dtype == array.dtype, f"{array.dtype} became {got.dtype}"
+        assert got.flags.writeable, f"an array of {array.size} numbers came back read only"
     nested = {"a": [1, 2.5, None, True, "ü", b"\\x00"], "b": {"c": [torch.ones(2)]}}
     got = await worker.call(echo, (), {"value": nested})
     assert got["a"] == nested["a"], "plain values changed on the way"
@@ -163,12 +175,13 @@ async def errors_cross_and_leave_the_worker_usable(start: Start) -> None:
 
 
 async def every_end_of_a_call_is_told(start: Start) -> None:
-    """StopIteration, SystemExit and errors that cannot be rebuilt: the caller hears of each, and the worker lives."""
+    """What is no error, and errors that cannot be rebuilt: the caller hears of each, and the worker lives."""
     worker = await start()
-    for how in ("exhausted", "exit", "odd"):
+    ways = product((stop, stop_inside), ("exhausted", "exit", "cancelled", "interrupted", "odd"))
+    for fn, how in ways:
         try:
             async with asyncio.timeout(20):
-                await worker.call(stop, (how,))
+                await worker.call(fn, (how,))
         except TimeoutError:
             raise AssertionError(f"{how}: the caller waits for ever") from None
         except Exception as error:

@@ -18,7 +18,8 @@ class CudaBackend(ThreadBackend):
     """Functions run with the GPU as torch's current device, on the worker's own stream, one after the other.
 
     Where torch sees no such GPU the worker runs on the CPU, says so once by a warning, and has the capability "cpu"
-    instead of "gpu". A call is over when its stream has done its work.
+    instead of "gpu". A call begins when the GPU's default stream, where arguments are usually made, has done its work,
+    and is over when its own stream has.
     """
 
     scheme = "cuda"
@@ -54,6 +55,8 @@ class CudaBackend(ThreadBackend):
 
 def _run(device: torch.device, stream: torch.cuda.Stream, fn: Callable[[], Any]) -> Any:
     with torch.cuda.device(device), torch.cuda.stream(stream):
-        result = fn()
-        stream.synchronize()
-        return result
+        stream.wait_stream(torch.cuda.default_stream(device))  # on which the arguments may still be in the making
+        try:
+            return fn()
+        finally:
+            stream.synchronize()  # after an error too: what the kernels read is given back now

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar, copy_context
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from typing import Any
 
 from byzflow.errors import ActorError, did_you_mean
-from byzflow.graph.calls import awaited, called
+from byzflow.graph.calls import awaited, called, ended
 from byzflow.graph.messages import Mailbox, Message
 
 ROOM = 1 << 31  # bytes of one sender's messages that may wait; a worker elsewhere may flood those that are here
@@ -42,26 +43,45 @@ class Host:
         self._actors: dict[int, Any] = {}
         self._numbers = count(1)
         self._mailbox = Mailbox(mailbox_limit, ROOM, each=True)  # one type of message for each channel
+        self._turn = asyncio.Lock()
         self._plain = ThreadPoolExecutor(1, thread_name_prefix=f"byzflow-{name}")
 
     async def call(
         self, fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """fn(*args, **kwargs)."""
+        async with self.calling(fn, args, kwargs) as result:
+            return result
+
+    @asynccontextmanager
+    async def calling(
+        self, fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Any]:
+        """fn(*args, **kwargs), in a block within which no other plain function begins: it might change the result."""
         _HERE.set(self)
         bound = partial(fn, *args, **(kwargs or {}))
         if inspect.iscoroutinefunction(fn):
-            return await awaited(bound())
+            yield await awaited(bound())
+            return
+        async with AsyncExitStack() as turn:
+            await turn.enter_async_context(self._turn)
+            result = await self._run(bound)
+            if inspect.isawaitable(result):
+                await turn.aclose()  # others go on while it waits
+                result = await awaited(result)
+            yield result
+
+    async def _run(self, bound: Callable[[], Any]) -> Any:
+        """In the worker's thread."""
         work = bound if self._around is None else partial(self._around, bound)
         running = self._plain.submit(copy_context().run, called, work)
-        ended = asyncio.wrap_future(running)
+        over = asyncio.wrap_future(running)
         try:
-            result = await asyncio.shield(ended)
+            return await asyncio.shield(over)
         except asyncio.CancelledError:
             if not running.cancel():
-                await asyncio.wait([ended])  # a thread cannot be stopped; nothing is to be left running
+                await ended(over)  # a thread cannot be stopped; nothing is to be left running
             raise
-        return await awaited(result) if inspect.isawaitable(result) else result
 
     async def create(
         self, cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -70,19 +90,22 @@ class Host:
         actor = await self.call(cls, args, kwargs)
         number = next(self._numbers)
         self._actors[number] = actor
-        return number, [
-            name for name in dir(actor) if not name.startswith("_") and callable(getattr(actor, name, None))
-        ]
+        return number, _methods(actor)
 
     async def invoke(self, number: int, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A public method of an object. Raises ActorError for an object or a method that is not there."""
+        return await self.call(self.method(number, method), args, kwargs)
+
+    def method(self, number: int, method: str) -> Callable[..., Any]:
+        """A public method of an object, bound to it. Raises ActorError for an object or a method that is not there."""
         if number not in self._actors:
             raise ActorError(f"worker {self.name!r} has no object {number}: it was dropped, or the worker restarted")
         actor = self._actors[number]
-        if method.startswith("_") or not callable(getattr(actor, method, None)):
+        if not _is_method(actor, method):
             known = did_you_mean(method, _methods(actor))
             raise ActorError(f"{type(actor).__name__} has no method {method!r}; {known}")
-        return await self.call(getattr(actor, method), args, kwargs)
+        bound: Callable[..., Any] = getattr(actor, method)
+        return bound
 
     def drop(self, number: int) -> None:
         """Forget an object; it may be gone already."""
@@ -101,6 +124,10 @@ class Host:
         """The next message on a channel. Raises MessageTimeout."""
         return await self._mailbox.take(channel, timeout)
 
+    def put_back(self, message: Message) -> None:
+        """Undo `receive`, for a caller that was cancelled when the message was on its way to him."""
+        self._mailbox.put_back(message)
+
     async def send(self, to: str, channel: str, payload: Any) -> None:
         """A message to another worker of the pool, in this worker's name."""
         if self._route is None:
@@ -114,7 +141,14 @@ class Host:
 
 
 def _methods(actor: Any) -> list[str]:
-    return [name for name in dir(actor) if not name.startswith("_") and callable(getattr(actor, name, None))]
+    return [name for name in dir(actor) if _is_method(actor, name)]
+
+
+def _is_method(actor: Any, name: str) -> bool:
+    """If it is public and can be called. Properties are not looked at: that would run them, here on the loop."""
+    if name.startswith("_") or isinstance(inspect.getattr_static(actor, name, None), property | cached_property):
+        return False
+    return callable(getattr(actor, name, None))
 
 
 _HERE: ContextVar[Host] = ContextVar("byzflow_worker")

@@ -57,11 +57,11 @@ class ProcessLink(Link):
                 raise TypeError(f"{len(buffers)} arrays in one value; at most {CONTROL // SPAN.size} can travel")
             message = HEADER.pack(SHARED, slot.number, len(buffers)) + spans + head
             try:
-                await self._write(message, () if slot.known else (slot.fd,))
+                await self._write(message, () if slot.fd is None else (slot.fd,))
             except BaseException:  # cancelled: nobody was told what is in the slot
                 self._free(slot.number)
                 raise
-            slot.known = True
+            slot.close()
             self.stats.bytes_out += sum(each.nbytes for each in buffers)
         self.stats.frames_out += 1
         self._flush_soon()

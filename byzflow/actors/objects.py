@@ -16,6 +16,11 @@ from byzflow.errors import one_line
 OUTSIDE = 1 << 14  # bytes from which a buffer travels beside the pickle: a shared slot costs two messages more
 
 
+def _parameter(*tensor: Any) -> torch.nn.Parameter:
+    values = _tensor(*tensor)
+    return torch.nn.Parameter(values.detach(), values.requires_grad)
+
+
 def _tensor(buffer: Any, dtype: torch.dtype, shape: Sequence[int], requires_grad: bool) -> torch.Tensor:
     memory = memoryview(buffer)
     if memory.readonly:  # it came inside the pickle
@@ -32,7 +37,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if plain and value.device.type == "cpu" and not value.is_quantized and not value.is_complex():
             flat = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
             rebuild: tuple[Any, ...] = (pickle.PickleBuffer(flat), value.dtype, tuple(value.shape), value.requires_grad)
-            return _tensor, rebuild
+            return _parameter if type(value) is torch.nn.Parameter else _tensor, rebuild
         return super().reducer_override(value)
 
 
@@ -52,7 +57,7 @@ def dumps(frame: Frame) -> tuple[bytes, list[memoryview]]:
     stream.write(bytes([len(what)]) + what)
     try:
         _Pickler(stream, protocol=5, buffer_callback=outside).dump(frame.body)
-    except Exception as error:  # an object's own __reduce__ may raise anything
+    except (Exception, SystemExit) as error:  # an object's own __reduce__ may raise anything
         raise TypeError(f"this cannot travel to another process: {one_line(error)}") from None
     return stream.getvalue(), buffers
 
@@ -66,5 +71,5 @@ def loads(head: bytes | memoryview, buffers: Sequence[memoryview]) -> Frame:
     kind, number = pickle.loads(head[1:begin])
     try:
         return Frame(kind, number, pickle.loads(memoryview(head)[begin:], buffers=buffers))
-    except Exception as error:  # making an object runs its own code
+    except (Exception, SystemExit) as error:  # making an object runs its own code, and may import a script
         return Frame(kind, number, Unreadable(one_line(error)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Any, Self
 
 from byzflow.actors.backend import Backend, resolve
@@ -21,6 +20,8 @@ class ActorRef:
         self._backend, self._number, self._kind, self._methods, self._owns = backend, number, kind, methods, owns
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if name.startswith("_"):  # of a copy that is being made, which has nothing yet
+            raise AttributeError(name)
         if name not in self._methods:
             raise AttributeError(f"{self._kind} has no method {name!r}; {did_you_mean(name, self._methods)}")
 
@@ -40,9 +41,7 @@ class ActorRef:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.aclose()
 
 
@@ -74,15 +73,15 @@ async def spawn(cls: Any, *args: Any, backend: str | Backend = "thread:", **kwar
     worker = resolve(backend)
     owns = worker is not backend
     kind = getattr(cls, "__name__", str(cls))
-    if owns:
-        await worker.start(kind)
     try:
+        if owns:
+            await worker.start(kind)
         number, methods = await worker.create(cls, args, kwargs)
+        if not methods:
+            await worker.drop(number)
+            raise ActorError(f"{kind} has no public method, so nothing could be done with it")
     except BaseException:
         if owns:
             await worker.close()
         raise
-    if not methods:
-        await worker.drop(number)
-        raise ActorError(f"{kind} has no public method, so nothing could be done with it")
     return ActorRef(worker, number, kind, methods, owns)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from byzflow.actors.backend import Backend
@@ -63,39 +63,46 @@ class LinkBackend(Backend):
 
     async def receive(self, channel: str, timeout: float | None = None) -> Message:
         """From the worker's mailbox."""
-        match await self._ask("receive", channel, timeout):
-            case [str(kind), payload, None | str() as sender]:
-                return Message(kind, payload, sender)
-            case answer:
-                raise self._no_answer("receive", answer)
+        late: list[Any] = []
+        try:
+            answer = await self._ask("receive", channel, timeout, late=late.append)
+        except asyncio.CancelledError:
+            if late and _is_message(late[0]):
+                await self._ask("put_back", *late[0])
+            raise
+        if not _is_message(answer):
+            raise self._no_answer("receive", answer)
+        return Message(*answer)
 
     async def close(self) -> None:
         """End the link, and with it the worker."""
         if self._rpc is not None:
             await self._rpc.close()
-        if self._running is not None:
+        if self._running is not None and not self._running.done():
             await asyncio.wait([self._running])
 
     def named(self, fn: Any) -> Any:
         """What stands for a function or class on the way: itself, within one trust domain."""
         return fn
 
-    async def _ask(self, kind: str, *arguments: Any) -> Any:
+    async def _ask(self, kind: str, *arguments: Any, late: Callable[[Any], object] | None = None) -> Any:
         if self._rpc is None:
             raise WorkerGone(f"this {self.scheme} worker was never started")
-        return await self._rpc.request(kind, *arguments)
+        return await self._rpc.request(kind, *arguments, late=late)
 
     def _no_answer(self, kind: str, answer: Any) -> ActorError:
         peer = "" if self._rpc is None else self._rpc.link.peer
         return ActorError(f"{peer or 'the worker'} answered {kind!r} by what is no answer to it: {answer!r:.80}")
 
-    async def _asked(self, kind: str, arguments: list[Any]) -> None:
+    @asynccontextmanager
+    async def _asked(self, kind: str, arguments: list[Any]) -> AsyncIterator[None]:
         """What the worker itself may ask for: to carry a message, in the name that it was given here."""
         match kind, arguments:
             case "route", [str(to), str(channel), payload] if self._route is not None:
                 await self._route(to, Message(channel, payload, self._name))
             case _:
                 raise ActorError(f"a worker may not ask for {kind!r} with {len(arguments)} arguments")
+        yield
 
 
 class Worker:
@@ -110,23 +117,39 @@ class Worker:
         assert self.rpc is not None
         await self.rpc.request("route", to, message.message_type, message.payload)
 
-    async def answer(self, kind: str, arguments: list[Any]) -> Any:
-        """The result of one request. Raises what it raises."""
+    @asynccontextmanager
+    async def answer(self, kind: str, arguments: list[Any]) -> AsyncIterator[Any]:
+        """The result of one request, which no later call changes within the block. Raises what it raises."""
         match kind, arguments:
             case "call", [fn, args, kwargs]:
-                return await self.host.call(self._find(fn), args, kwargs)
+                async with self.host.calling(self._find(fn), args, kwargs) as result:
+                    yield result
             case "create", [cls, args, kwargs]:
-                return list(await self.host.create(self._find(cls), args, kwargs))
+                yield list(await self.host.create(self._find(cls), args, kwargs))
             case "invoke", [int(number), str(method), args, kwargs]:
-                return await self.host.invoke(number, method, args, kwargs)
+                async with self.host.calling(self.host.method(number, method), args, kwargs) as result:
+                    yield result
             case "drop", [int(number)]:
-                return self.host.drop(number)
+                self.host.drop(number)
+                yield
             case "deliver", [str(channel), payload, sender]:
-                return self.host.deliver(Message(channel, payload, sender))
+                self.host.deliver(Message(channel, payload, sender))
+                yield
             case "receive", [str(channel), timeout]:
                 message = await self.host.receive(channel, timeout)
-                return [message.message_type, message.payload, message.sender]
-        raise ActorError(f"no such request: {kind!r} with {len(arguments)} arguments")
+                yield [message.message_type, message.payload, message.sender]
+            case "put_back", [str(channel), payload, None | str() as sender]:
+                self.host.put_back(Message(channel, payload, sender))
+                yield
+            case _:
+                raise ActorError(f"no such request: {kind!r} with {len(arguments)} arguments")
+
+
+def _is_message(answer: Any) -> bool:
+    match answer:
+        case [str(), _, None | str()]:
+            return True
+    return False
 
 
 async def serve(link: Link, worker: Worker) -> None:

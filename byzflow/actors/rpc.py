@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from itertools import count
 from typing import Any
 
 from byzflow.actors.link import Frame, Link, Unreadable
 from byzflow.errors import ActorError, LinkClosed, WorkerDied, WorkerGone, portable, restored, told
+from byzflow.graph.calls import ended
 
-Handle = Callable[[str, list[Any]], Awaitable[Any]]
+Handle = Callable[[str, list[Any]], AbstractAsyncContextManager[Any]]
+"""The result of a request, which stays as it is within the block: until it was sent."""
 RESULT, ERROR, CANCEL = "result", "error", "cancel"
 PATIENCE = 60.0  # seconds for another machine to end what was cancelled, after which the link to it ends
 
@@ -25,7 +27,7 @@ class Rpc:
     """
 
     def __init__(self, link: Link, handle: Handle, *, limit: int = 1024) -> None:
-        """`handle(kind, arguments)` answers the other end; at most `limit` requests of it are in work.
+        """`async with handle(kind, arguments)` answers the other end; at most `limit` requests of it are in work.
 
         What is beyond that is refused, and nothing more is read until the refusal has gone out.
         """
@@ -52,8 +54,11 @@ class Rpc:
             self._end("the worker's connection ended")
             await self.link.close()
 
-    async def request(self, kind: str, *arguments: Any) -> Any:
-        """The other end's answer. Raises what it raised, WorkerDied, or WorkerGone if it was never asked."""
+    async def request(self, kind: str, *arguments: Any, late: Callable[[Any], object] | None = None) -> Any:
+        """The other end's answer. Raises what it raised, WorkerDied, or WorkerGone if it was never asked.
+
+        `late` is given the answer that came in the moment in which the caller was cancelled.
+        """
         if self._closed:
             raise WorkerGone(self._closed)
         number = next(self._numbers)
@@ -73,8 +78,9 @@ class Rpc:
         except asyncio.CancelledError:
             if not future.done():
                 await self._cancelled(number, future)
-            if not future.cancelled():
-                future.exception()  # seen
+            await ended(future)
+            if late is not None and not future.cancelled() and future.exception() is None:
+                late(future.result())
             raise
         finally:
             self._asked.pop(number, None)
@@ -90,7 +96,7 @@ class Rpc:
             async with asyncio.timeout(None if self.link.trusted else PATIENCE):
                 with suppress(LinkClosed):
                     await self.link.send(Frame(CANCEL, number))
-                await asyncio.wait([future])
+                await ended(future)
         except TimeoutError:
             await self.close(f"{self.link.peer} did not end within {PATIENCE:g} s what it was asked to end")
 
@@ -116,16 +122,17 @@ class Rpc:
             task.add_done_callback(lambda _: self._served.pop(frame.number, None))
 
     async def _serve(self, frame: Frame) -> None:
-        try:
-            if isinstance(frame.body, Unreadable):
-                raise TypeError(f"what was sent does not read in the worker: {frame.body.why}")
-            result = await self._handle(frame.kind, frame.body)
-        except asyncio.CancelledError:
-            await self._answer(frame.number, ActorError("the call was cancelled"))
-        except Exception as error:
-            await self._answer(frame.number, error)
-        else:
-            await self._answer(frame.number, result, RESULT)
+        async with AsyncExitStack() as until_sent:
+            try:
+                if isinstance(frame.body, Unreadable):
+                    raise TypeError(f"what was sent does not read in the worker: {frame.body.why}")
+                result = await until_sent.enter_async_context(self._handle(frame.kind, frame.body))
+            except asyncio.CancelledError:
+                await self._answer(frame.number, ActorError("the call was cancelled"))
+            except Exception as error:
+                await self._answer(frame.number, error)
+            else:
+                await self._answer(frame.number, result, RESULT)
 
     async def _answer(self, number: int, outcome: Any, kind: str = ERROR) -> None:
         body = outcome
@@ -136,8 +143,8 @@ class Rpc:
                 await self.link.send(Frame(kind, number, body))
             except LinkClosed:
                 raise
-            except Exception as error:  # a result, or an error, that cannot cross
-                await self.link.send(Frame(ERROR, number, told(error)))
+            except Exception as error:  # a result, or an error's attribute, that cannot cross
+                await self.link.send(Frame(ERROR, number, told(outcome if kind == ERROR else error)))
 
     def _end(self, why: str) -> None:
         if self._closed:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
@@ -107,13 +108,13 @@ class TcpBackend(LinkBackend):
             self._end("the worker was closed")
         await super().close()
 
-    async def _ask(self, kind: str, *arguments: Any) -> Any:
+    async def _ask(self, kind: str, *arguments: Any, late: Callable[[Any], object] | None = None) -> Any:
         while self._token and not self._gone and self._rpc is not None and self._rpc.ended:
             self._again.clear()
             await self._again.wait()
         if self._gone:
             raise WorkerGone(self._gone)
-        return await super()._ask(kind, *arguments)
+        return await super()._ask(kind, *arguments, late=late)
 
     async def _stay(self) -> None:
         """Replace each link that is lost, within `keep` seconds."""
@@ -276,20 +277,24 @@ class ActorServer:
         worker = Worker(hello.said, self._find)
         owner = hello.said if self.hub.keys is None else link.peer
 
-        async def answer(kind: str, arguments: list[Any]) -> Any:
+        @asynccontextmanager
+        async def answer(kind: str, arguments: list[Any]) -> AsyncIterator[Any]:
             nonlocal worker
             match kind, arguments:
                 case "keep", []:
-                    return self._kept.keep(worker, owner, link)
+                    yield self._kept.keep(worker, owner, link)
                 case "rejoin", [str(token)]:
                     unused, (worker, earlier) = worker, self._kept.rejoin(token, owner, rpc)
                     self._kept.left(unused, link)
                     if earlier is not link:
                         await earlier.close()
-                    return None
+                    yield
                 case "leave", []:
-                    return self._kept.forget(worker)
-            return await worker.answer(kind, arguments)
+                    self._kept.forget(worker)
+                    yield
+                case _:
+                    async with worker.answer(kind, arguments) as result:
+                        yield result
 
         worker.rpc = rpc = Rpc(link, answer)
         try:

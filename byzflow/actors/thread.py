@@ -72,7 +72,21 @@ class ThreadBackend(Backend):
 
     async def receive(self, channel: str, timeout: float | None = None) -> Message:
         """From the mailbox."""
-        return await self._there(lambda host: host.receive(channel, timeout))
+        taken: list[Message] = []
+
+        async def take(host: Host) -> Message:
+            taken.append(await host.receive(channel, timeout))
+            return taken[0]
+
+        async def give_back(host: Host) -> None:
+            host.put_back(taken[0])
+
+        try:
+            return await self._there(take)
+        except asyncio.CancelledError:
+            if taken:
+                await self._there(give_back)
+            raise
 
     async def close(self) -> None:
         """Cancel what waits and end the loop; a plain function that runs comes to its end by itself."""

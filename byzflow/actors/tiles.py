@@ -17,8 +17,9 @@ from torch import Tensor
 
 from byzflow.actors.backend import Backend
 from byzflow.actors.parts import Place, added, joined, laid_out
-from byzflow.actors.pool import ActorPool, Worker
+from byzflow.actors.pool import ActorPool
 from byzflow.actors.tile import Given, Tile
+from byzflow.actors.worker import Worker
 from byzflow.engine.execute import check_shards
 from byzflow.engine.report import Aggregation
 from byzflow.errors import ActorError, ExtraError, RowsError, WorkerDied

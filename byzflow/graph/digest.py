@@ -11,24 +11,27 @@ import torch
 
 
 def digest(value: Any) -> bytes | None:
-    """SHA-256 of tensors, arrays, numbers, words, and mappings and sequences of them; None for anything else."""
+    """SHA-256 of tensors, arrays, numbers, words, and mappings and sequences of them; None for anything else.
+
+    Such as a tensor that wants gradients, which is more than its content, or that is sparse or on no device.
+    """
     total = hashlib.sha256()
     try:
         for part in _parts(value):
             total.update(len(part).to_bytes(8, "big") + part)
-    except TypeError:
+    except (TypeError, RecursionError):
         return None
     return total.digest()
 
 
 def _parts(value: Any) -> Iterator[bytes]:
     yield type(value).__qualname__.encode()
-    if isinstance(value, torch.Tensor):
-        whole = value.detach().cpu().contiguous()
+    if type(value) is torch.Tensor and value.layout == torch.strided and not (value.requires_grad or value.is_meta):
+        whole = value.cpu().resolve_conj().resolve_neg().contiguous()
         yield f"{whole.dtype} {tuple(whole.shape)} {value.device}".encode()
         yield whole.flatten().view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        yield f"{value.dtype.str} {value.shape}".encode()
+    elif type(value) is np.ndarray and not value.dtype.hasobject:
+        yield f"{value.dtype.descr} {value.shape}".encode()
         yield value.tobytes()
     elif isinstance(value, Mapping):
         yield str(len(value)).encode()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,25 +63,8 @@ class Mailbox:
 
     def put(self, message: Message) -> None:
         """Give it to who has waited longest for its type, or keep it. Raises MailboxFull."""
-        for future in self._waiting.get(message.message_type, ()):
-            if not future.done():
-                future.set_result(message)
-                return
-        whose = message.sender if self._each else None
-        size = 0 if self.room is None else nbytes(message.payload)
-        waits = ""
-        if self._count[whose] >= self.limit:
-            waits = f"{self._count[whose]} messages wait and the limit is {self.limit}"
-        elif self.room is not None and self._bytes[whose] + size > self.room:
-            waits = f"messages of {self._bytes[whose]} bytes wait, one of {size} came, and the limit is {self.room}"
-        if waits:
-            raise MailboxFull(
-                f"{waits}: {message.message_type!r} of {message.sender or 'an unknown sender'} is refused; "
-                "take messages, or raise the limit"
-            )
-        self._kept.setdefault(message.message_type, deque()).append((message, size))
-        self._count[whose] += 1
-        self._bytes[whose] += size
+        if not self._given(message):
+            self._keep(message, deque.append, 1)
 
     async def take(self, message_type: str, timeout: float | None = None) -> Message:
         """The oldest message of this type, once there is one. Raises MessageTimeout after `timeout` seconds."""
@@ -93,9 +77,8 @@ class Mailbox:
             async with asyncio.timeout(timeout):
                 return await future
         except BaseException as error:
-            if future.done() and not future.cancelled():  # it came in the last moment: the next to ask gets it
-                self._kept.setdefault(message_type, deque()).appendleft((future.result(), 0))
-                self._count[future.result().sender if self._each else None] += 1
+            if future.done() and not future.cancelled():  # it came in the last moment
+                self.put_back(future.result(), math.inf)
             if isinstance(error, TimeoutError):
                 raise MessageTimeout(f"no message {message_type!r} came within {timeout:g} s") from None
             raise
@@ -103,6 +86,39 @@ class Mailbox:
             waiting.remove(future)
             if not waiting:
                 self._waiting.pop(message_type, None)
+
+    def put_back(self, message: Message, times: float = 2) -> None:
+        """Undo `take`, for one who was cancelled when he had it: the next to ask gets it.
+
+        It may go beyond the bounds, as others took its room. Raises MailboxFull at so many `times` the bounds.
+        """
+        if not self._given(message):
+            self._keep(message, deque.appendleft, times)
+
+    def _keep(self, message: Message, into: Callable[[deque[Any], Any], None], times: float) -> None:
+        whose = message.sender if self._each else None
+        size = 0 if self.room is None else nbytes(message.payload)
+        waits = ""
+        if self._count[whose] >= times * self.limit:
+            waits = f"{self._count[whose]} messages wait and the limit is {self.limit}"
+        elif self.room is not None and self._bytes[whose] + size > times * self.room:
+            waits = f"messages of {self._bytes[whose]} bytes wait, one of {size} came, and the limit is {self.room}"
+        if waits:
+            raise MailboxFull(
+                f"{waits}: {message.message_type!r} of {message.sender or 'an unknown sender'} is refused; "
+                "take messages, or raise the limit"
+            )
+        into(self._kept.setdefault(message.message_type, deque()), (message, size))
+        self._count[whose] += 1
+        self._bytes[whose] += size
+
+    def _given(self, message: Message) -> bool:
+        """If somebody waited for it, who has it now."""
+        for future in self._waiting.get(message.message_type, ()):
+            if not future.done():
+                future.set_result(message)
+                return True
+        return False
 
     def _oldest(self, message_type: str) -> Message:
         kept = self._kept[message_type]

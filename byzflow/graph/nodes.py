@@ -36,11 +36,12 @@ class GraphInput:
 graph_input = GraphInput
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GraphNode:
     """A step and where its inputs come from: other nodes, or their names, graph inputs, or messages.
 
-    `op` may also be one of byzflow's operators (its rows are the first input), or a function of the inputs.
+    `op` may also be one of byzflow's operators (its rows are the first input), or a function of the inputs. Raises
+    GraphError for anything else.
     """
 
     name: str
@@ -49,6 +50,12 @@ class GraphNode:
 
     def __post_init__(self) -> None:
         named = {key: each.name if isinstance(each, GraphNode) else each for key, each in self.inputs.items()}
+        for key, each in named.items():
+            if not isinstance(each, str | GraphInput | MessageSource):
+                raise GraphError(
+                    f"node {self.name!r}: its input {key!r} is of type {type(each).__name__}, not a node, a "
+                    f"GraphInput or a message; bind a constant into the operator"
+                )
         object.__setattr__(self, "inputs", MappingProxyType(named))
         object.__setattr__(self, "op", _step(self.name, self.op))
 
@@ -75,7 +82,7 @@ class ComputationGraph:
     Parameters
     ----------
     nodes : at least one, names unique and none that of a graph input.
-    outputs : names of the nodes whose results are wanted; the last node if not said.
+    outputs : the nodes whose results are wanted, or their names; the last node if not said.
 
     Attributes
     ----------
@@ -85,12 +92,12 @@ class ComputationGraph:
 
     Raises
     ------
-    GraphError : no node, a name twice, a node named like an input, an unknown output.
+    GraphError : no node, a name twice, a node named like an input, no output or an unknown one.
     UnknownDependency : a node needs one that is not there.
     GraphCycle : nodes need each other; the message names the circle.
     """
 
-    def __init__(self, nodes: Sequence[GraphNode], *, outputs: Sequence[str] | None = None) -> None:
+    def __init__(self, nodes: Sequence[GraphNode], *, outputs: Sequence[str | GraphNode] | None = None) -> None:
         if not nodes:
             raise GraphError("a graph needs at least one node")
         named: dict[str, GraphNode] = {}
@@ -106,7 +113,10 @@ class ComputationGraph:
                         f"{did_you_mean(dependency, named)} Data from outside is GraphInput({dependency!r})"
                     )
         order = _order(named)
-        self.outputs = tuple(outputs) if outputs is not None else (order[-1],)
+        if isinstance(outputs, str) or (outputs is not None and not outputs):
+            raise GraphError(f"outputs are a list of at least one node, got {outputs!r}")
+        wanted = (order[-1],) if outputs is None else outputs
+        self.outputs = tuple(each.name if isinstance(each, GraphNode) else each for each in wanted)
         for name in self.outputs:
             if name not in named:
                 raise GraphError(f"the output {name!r} is no node; {did_you_mean(name, named)}")

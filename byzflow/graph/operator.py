@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from byzflow.errors import GraphError
-from byzflow.graph.calls import called
+from byzflow.graph.calls import awaited, called, ended
 from byzflow.graph.subtask import Pool, SubTask, fan_out
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class Operator:
         if pool is not None and self._writes("run_barriered_subtasks"):
             return await self.run_barriered_subtasks(inputs, context=context, pool=pool)
         if pool is not None and self._writes("create_subtasks"):
-            limit = self.max_subtasks_inflight or INFLIGHT * max(1, pool.size)
-            pieces = self.create_subtasks(inputs, context=context)
+            limit = INFLIGHT * max(1, pool.size) if self.max_subtasks_inflight is None else self.max_subtasks_inflight
+            pieces = await outcome(self.create_subtasks, inputs, context=context)
             if partials := await fan_out(pool.run_subtask, pieces, limit):
                 return await outcome(self.reduce_subtasks, partials, inputs, context=context)
         return await outcome(self.compute, inputs, context=context)
@@ -70,14 +70,14 @@ class Operator:
 async def outcome(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """fn(...): awaited if it is a coroutine, else run in a thread, which a cancelled caller waits for."""
     if inspect.iscoroutinefunction(fn):
-        return await fn(*args, **kwargs)
+        return await awaited(fn(*args, **kwargs))
     running = asyncio.ensure_future(asyncio.to_thread(called, fn, *args, **kwargs))
     try:
         result = await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([running])  # a thread cannot be stopped; nothing is to be left running
+        await ended(running)  # a thread cannot be stopped; nothing is to be left running
         raise
-    return await result if inspect.isawaitable(result) else result
+    return await awaited(result) if inspect.isawaitable(result) else result
 
 
 class CallableOp(Operator):

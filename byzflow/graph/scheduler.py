@@ -60,6 +60,8 @@ class NodeScheduler:
                 start_ready()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
+        if unfinished := [name for name in self.graph.nodes if name not in results]:
+            raise GraphError(f"graph node {unfinished[0]!r} cancelled its own task, so it has no result")
         return {name: results[name] for name in self.graph.outputs}
 
     async def _resolve(self, source: Any, given: Mapping[str, Any], results: Mapping[str, Any]) -> Any:

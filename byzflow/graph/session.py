@@ -7,10 +7,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Coroutine, Generator, Mapping
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
+from byzflow.errors import GraphError
 from byzflow.graph.digest import digest
 from byzflow.graph.nodes import ComputationGraph
 from byzflow.graph.scheduler import NodeScheduler
@@ -44,24 +44,29 @@ class ExecutionFuture:
 class ExecutionSession:
     """Runs graphs on an event loop in a thread of its own. Use as a context manager, or `close` it.
 
-    `cache` results are kept, by the graph and the content of its inputs: only for graphs of pure steps. Inputs whose
-    content has no digest are run anew each time.
+    `cache` results are kept, by the graph and the content of its inputs: only for graphs of pure steps. Whoever asks
+    again gets the same objects; once one of them was modified, or if inputs or results have no digest, it is run anew.
     """
 
     def __init__(self, *, pool: Pool | None = None, cache: int = 0) -> None:
         """`pool` is used on the session's loop alone. `cache` >= 0."""
         self.pool, self.cache = pool, cache
-        self._kept: WeakKeyDictionary[ComputationGraph, OrderedDict[bytes, dict[str, Any]]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[ComputationGraph, OrderedDict[bytes, tuple[bytes, dict[str, Any]]]] = (
+            WeakKeyDictionary()
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="byzflow-session", daemon=True)
         self._thread.start()
 
     def submit(self, graph: ComputationGraph, inputs: Mapping[str, Any] | None = None) -> ExecutionFuture:
-        """Start a run."""
-        return ExecutionFuture(asyncio.run_coroutine_threadsafe(self._run(graph, dict(inputs or {})), self._loop))
+        """Start a run. Raises GraphError after `close`."""
+        return ExecutionFuture(self.run(self._run(graph, dict(inputs or {}))))
 
     def run(self, work: Coroutine[Any, Any, R]) -> Future[R]:
-        """Start any coroutine on the session's loop."""
+        """Start any coroutine on the session's loop. Raises GraphError after `close`."""
+        if self._loop.is_closed():
+            work.close()
+            raise GraphError("this session was closed; make another")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
@@ -76,18 +81,20 @@ class ExecutionSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     async def _run(self, graph: ComputationGraph, inputs: dict[str, Any]) -> dict[str, Any]:
         key = digest(inputs) if self.cache else None
         kept = self._kept.setdefault(graph, OrderedDict())
         if key is not None and key in kept:
-            kept.move_to_end(key)
-            return dict(kept[key])
+            content, outputs = kept.pop(key)
+            if digest(outputs) == content:
+                kept[key] = content, outputs  # as the last one used
+                return dict(outputs)
         outputs = await NodeScheduler(graph, pool=self.pool).run(inputs)
-        if key is not None:
-            kept[key] = outputs
+        if key is not None and (now := digest(outputs)):
+            kept[key] = now, outputs
             while len(kept) > self.cache:
                 kept.popitem(last=False)
         return dict(outputs)

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from byzflow.errors import GraphError
+
 
 @dataclass(frozen=True, eq=False)
 class SubTask:
@@ -47,8 +49,10 @@ async def fan_out(run: Callable[[SubTask], Awaitable[Any]], subtasks: Iterable[S
     """Results in the order of `subtasks`, at most `limit` (>= 1) of them in flight.
 
     Subtasks are drawn as there is room for them, so they may be many. The first failure is raised once all others
-    are cancelled and have ended.
+    are cancelled and have ended. Raises GraphError for a limit below 1.
     """
+    if limit < 1:
+        raise GraphError(f"subtasks need a limit >= 1 of how many are in flight, got {limit}")
     results: dict[int, Any] = {}
     waiting = enumerate(subtasks)
 

@@ -96,7 +96,7 @@ class Place:
     async def put(self, head: bytes, buffers: list[Any]) -> None:
         """A frame from the owner."""
         assert self._link is not None
-        await self._link.send(loads(head, [memoryview(each) for each in buffers]))
+        await self._link.send(unpacked(head, buffers))
 
     async def take(self) -> tuple[bytes, list[Any]]:
         """The next frame for the owner."""
@@ -122,7 +122,7 @@ class RayLink(Link):
         """The next frame of the actor's."""
         head, buffers = await self._call("take")
         self.stats.frames_in += 1
-        return loads(head, [memoryview(each) for each in buffers])
+        return unpacked(head, buffers)
 
     async def close(self) -> None:
         """End this side; the backend ends the actor."""
@@ -157,3 +157,8 @@ def packed(frame: Frame) -> tuple[bytes, list[Any]]:
 
     head, buffers = dumps(frame)
     return head, [np.frombuffer(each, np.uint8) for each in buffers]
+
+
+def unpacked(head: bytes, buffers: list[Any]) -> Frame:
+    """The frame again. Ray's memory is shared, and read only: what lies in the frame is a copy of it."""
+    return loads(head, [memoryview(each.copy()) for each in buffers])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from byzflow.actors import ActorPool, ActorPoolConfig, SubTask, resolve
 from byzflow.actors.conformance import CHECKS, Account, _checked, echo
+from byzflow.actors.cuda import _run
 from byzflow.actors.thread import ThreadBackend
 from byzflow.errors import ActorError
 
@@ -52,6 +54,48 @@ def test_work_stays_on_the_device() -> None:
         assert made.tolist() == [2, 2, 2]
         number, _ = await worker.create(Where, (), {})  # objects live there too
         assert await worker.invoke(number, "stream", (), {}) not in (0, torch.cuda.default_stream().cuda_stream)
+        await worker.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no good")])
+def test_a_call_begins_after_its_arguments_were_made_and_ends_after_its_work(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """The order of what is asked of the GPU, which also holds where there is none."""
+    order: list[Any] = []
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            order.append(("waits for", other))
+
+        def synchronize(self) -> None:
+            order.append("is done")
+
+    def call() -> None:
+        order.append("runs")
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: f"the default of {device}")
+    with nullcontext() if error is None else pytest.raises(ValueError, match="no good"):
+        _run(torch.device("cuda", 1), Stream(), call)  # type: ignore[arg-type]
+    assert order == [("waits for", "the default of cuda:1"), "runs", "is done"]
+
+
+@pytest.mark.skipif(not PRESENT, reason="no GPU here")
+def test_arguments_that_are_still_in_the_making_are_waited_for() -> None:
+    async def main() -> None:
+        worker = resolve("cuda:0")
+        await worker.start("w")
+        for _ in range(10):
+            x = torch.zeros(1 << 20, device="cuda")
+            torch.cuda._sleep(100_000_000)  # type: ignore[no-untyped-call]
+            x += 1
+            assert await worker.call(lambda x=x: x.sum().item()) == 1 << 20
         await worker.close()
 
     asyncio.run(main())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Self
 
 import pytest
@@ -68,8 +70,10 @@ def test_a_flood_of_requests_is_refused_not_kept() -> None:
         here, there = MemoryLink.pair(1000)
         gate = asyncio.Event()
 
-        async def handle(kind: str, arguments: list[Any]) -> None:
+        @asynccontextmanager
+        async def handle(kind: str, arguments: list[Any]) -> AsyncIterator[None]:
             await gate.wait()
+            yield
 
         server = Rpc(there, handle, limit=3)
         running = asyncio.create_task(server.run())
@@ -101,7 +105,7 @@ def test_a_request_that_is_cancelled_at_once_is_answered() -> None:
         await serving
 
         full, _ = MemoryLink.pair(limit=1)
-        client = Rpc(full, lambda kind, arguments: asyncio.sleep(0))
+        client = Rpc(full, lambda kind, arguments: nullcontext())
         asked = [asyncio.create_task(client.request("x")) for _ in range(2)]
         await asyncio.sleep(0.01)
         asked[1].cancel()  # it waits for room in the link

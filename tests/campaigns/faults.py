@@ -220,8 +220,8 @@ async def a_run_is_cancelled() -> AsyncIterator[Once]:
                 outcome = (await asyncio.gather(run, return_exceptions=True))[0]
                 assert isinstance(outcome, asyncio.CancelledError), outcome
                 assert not (left := asyncio.all_tasks() - before - {run}), left
-                assert len(pool._idle) == pool.size
-                assert not pool._waiting
+                assert len(pool._queue._idle) == pool.size
+                assert not pool._queue._waiting
                 await calls(pool, 9)
                 assert workers == {name: worker.backend for name, worker in pool.workers.items()}
 
