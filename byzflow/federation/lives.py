@@ -15,7 +15,7 @@ from byzflow.gossip.door import Door
 from byzflow.gossip.drive import drive
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.performer import Performer, Seat
-from byzflow.gossip.weights import metropolis_hastings
+from byzflow.gossip.weights import Weights, mixing
 
 if TYPE_CHECKING:
     from byzflow.federation.federation import Federation
@@ -42,7 +42,7 @@ class Lives:
         self.tasks: dict[NodeId, asyncio.Task[None]] = {}
         self.liars = [member.id for member in federation.members.values() if member.byzantine]
         """Byzantine nodes in their order; all that run see who comes and goes."""
-        self.mixing: dict[int, Any] = {}
+        self.mixing: dict[int, Weights] = {}
         """Mixing weights by the version of the graph, of the last one that was asked for."""
         self.ended = False
         """If somebody stopped the run."""
@@ -116,9 +116,8 @@ class Lives:
     def _weights(self, id: NodeId, round: int) -> Mapping[NodeId, float]:
         graph = self._federation.shared.at(round)
         if graph.version not in self.mixing:
-            self.mixing = {graph.version: metropolis_hastings(graph)}
-        weights = self.mixing[graph.version]
-        return {id: weights.own(id), **weights.of[id]}
+            self.mixing = {graph.version: mixing(graph)}
+        return self.mixing[graph.version].around(id)
 
     def _program(self, id: NodeId) -> Callable[[Door], Coroutine[Any, Any, None]]:
         if self._federation.centre:

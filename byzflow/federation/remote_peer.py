@@ -27,7 +27,7 @@ from byzflow.gossip.mailbox import AHEAD
 from byzflow.gossip.pace import Pace
 from byzflow.gossip.performer import Performer, Seat, Told
 from byzflow.gossip.tcp_network import TcpNetwork
-from byzflow.gossip.weights import metropolis_hastings
+from byzflow.gossip.weights import mixing
 
 
 class RemotePeer:
@@ -181,7 +181,7 @@ class RemotePeer:
             self.network,
             pace,
             Defence(self.setup.rule, self.setup.f),
-            mixing=lambda node, round: metropolis_hastings(self.shared.at(round)).around(node),
+            mixing=lambda node, round: mixing(self.shared.at(round)).around(node),
             tell=lambda told: self._told.append(told),
             patience=self.setup.file.training.patience,
         )

@@ -10,6 +10,7 @@ from byzflow.gossip.door import Run
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.network import SUPERVISOR
 from byzflow.gossip.performer import can
+from byzflow.gossip.weights import mixing
 from byzflow.operators import Operator
 
 ROLES = ("train", "eval", "test", "aggregate")
@@ -54,14 +55,16 @@ def check_numbers(run: Run, patience: float | None) -> None:
 
 
 def check_heard(rule: Operator, run: Run, nodes: Iterable[NodeId]) -> None:
-    """NotEnoughSenders if one of these nodes, or the centre, hears too few for the rule in the first round.
+    """That each of these nodes, or the centre, hears enough for the rule in the first round, by weights that fit.
 
-    FederationError where none of the nodes is honest.
+    Raises NotEnoughSenders; SpecError for edges whose weights sum to more than 1 around a node; FederationError where
+    none of the nodes is honest.
     """
     if run.centre is not None:
         rule.check(len(run.sampled(0)))
         return
     graph = run.at(0)
+    mixing(graph)
     heard = [1 + len(run.contributors & set(graph.in_neighbours(node))) for node in nodes]
     if not heard:
         raise FederationError("there is no honest node: nothing can be learned")

@@ -11,7 +11,7 @@ import numpy as np
 
 from byzflow.errors import SpecError
 from byzflow.gossip.topology import Node, Topology
-from byzflow.gossip.weights import Weights, metropolis_hastings
+from byzflow.gossip.weights import Weights, mixing
 
 MOST_SPECTRAL = 2_000  # nodes: the eigenvalues of so many take seconds
 MOST_CUTS = 200  # nodes: vertex connectivity and betweenness look at all pairs
@@ -82,7 +82,7 @@ def analyse(topology: Topology, f: int = 0, byzantine: Iterable[Node] = (), weig
         raise SpecError(
             f"give f >= 0 or Byzantine nodes, at least one node being honest; got f={f}, {len(liars)} nodes"
         )
-    w = metropolis_hastings(topology) if weights is None else weights
+    w = mixing(topology) if weights is None else weights
     graph = topology.graph()
     n = len(topology)
     honest = [node for node in topology.nodes if node not in liars]

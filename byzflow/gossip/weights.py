@@ -127,6 +127,11 @@ def given(topology: Topology) -> Weights:
     return _each(topology, lambda i, j: found[(j, i)] if (j, i) in found else found[(i, j)])
 
 
+def mixing(topology: Topology) -> Weights:
+    """The weights that nodes of this graph mix by: those of its edges if they have some, else Metropolis-Hastings."""
+    return metropolis_hastings(topology) if topology.weights is None else given(topology)
+
+
 def _each(topology: Topology, weight: Callable[[Node, Node], float]) -> Weights:
     """`weight(i, j)` for each j that i hears."""
     return Weights(topology, {i: {j: weight(i, j) for j in topology.in_neighbours(i)} for i in topology.nodes})

@@ -267,7 +267,7 @@ def test_an_answer_that_is_none_is_refused_in_its_machines_name(kind: str) -> No
             assert worker._rpc is not None
             worker._rpc.link.peer = "lab"
 
-            async def answered(*request: Any, lie: Any = lie) -> Any:
+            async def answered(*request: Any, late: Any = None, lie: Any = lie) -> Any:
                 return lie
 
             worker._rpc.request = answered  # type: ignore[method-assign]

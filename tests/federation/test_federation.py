@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -342,6 +343,20 @@ def test_settings_that_cannot_work_are_told_at_once(
 def test_no_node_may_speak_as_the_supervisor() -> None:
     with pytest.raises(FederationError, match="no node may have the id 'supervisor'"):
         Federation({"supervisor": Constant(1.0), "b": Constant(1.0)})
+
+
+def test_gossip_mixes_by_the_weights_that_the_edges_have() -> None:
+    def mixed(graph: Any) -> list[float]:
+        nodes = [Constant(0.0, start) for start in (1.0, 2.0, 6.0)]
+        Federation(nodes, graph, "gossip").train(1)
+        return [round(float(node.x[0]), 9) for node in nodes]
+
+    w = np.array([[0.8, 0.2, 0.0], [0.2, 0.4, 0.4], [0.0, 0.4, 0.6]])
+    assert mixed(w) == [1.2, 3.4, 4.4]
+    edges = w - np.diag(w.diagonal())
+    assert mixed(edges > 0) == mixed("line")  # by Metropolis-Hastings: there are no weights
+    with pytest.raises(SpecError, match=r"weights of node 1's neighbours sum to 1\.2, and may to at most 1"):
+        mixed(edges * 2)
 
 
 def learners(n: int, **settings: Any) -> list[LearnerNode]:

@@ -240,7 +240,7 @@ def sleeps(code: str) -> Iterator[str]:
 PAUSES = {
     "actors/hub.py": {"Hub.dial", "Hub.keep", "Hub._welcomed"},  # growing pauses; a last word is to be read
     "actors/tcp.py": {"TcpBackend._stay"},  # a link that broke as it came is dialled again
-    "actors/pool.py": {"_answered.end"},  # the timeout itself
+    "actors/worker.py": {"Worker.call.end"},  # the timeout itself
     "actors/conformance.py": {  # work that takes a while, and calls that are to be under way
         "doze", "Account.add", "Account.wait", "waiting_does_not_block", "cancelling_leaves_nothing_running",
         "closing_ends_calls_in_flight",
