@@ -67,7 +67,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
         panel.set_xlabel(axis)
         panel.set_ylabel("milliseconds")
         panel.grid(alpha=0.3, which="both")
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncol": 3, "handlelength": 4}
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncol": 3, "handlelength": 3}
         panel.legend(fontsize=7, title=f"slope from {axis} = {LARGE[group]:,}", title_fontsize=7, **below)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
