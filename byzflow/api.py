@@ -6,7 +6,7 @@ from typing import Any
 
 from byzflow.errors import SpecError
 from byzflow.operators import Attack, Nonfinite, Operator
-from byzflow.spec import parse
+from byzflow.spec import parse, parse_attack
 
 
 def aggregate(
@@ -39,7 +39,4 @@ def attack(spec: str | Operator, honest: Any, f: int | None = None, *, preset: s
     >>> byzflow.attack("sign_flip", torch.ones(4, 2), f=1)
     tensor([[-1., -1.]])
     """
-    operator = parse(spec, f=f, preset=preset, kind="attack")
-    if not isinstance(operator, Attack):
-        raise SpecError(f"{operator} is not an attack: call byzflow.aggregate")
-    return operator(honest, **extras)
+    return parse_attack(spec, f, preset=preset)(honest, **extras)

@@ -12,7 +12,7 @@ from dataclasses import MISSING
 from typing import Any, Literal
 
 from byzflow.errors import SpecError, UnknownOperator, did_you_mean
-from byzflow.operators import Chain, Operator
+from byzflow.operators import Attack, Chain, Operator
 from byzflow.parameters import Parameter, arms, parameters
 from byzflow.registry import Registry, installed
 
@@ -45,6 +45,22 @@ def parse(
     if len(spec) > LONGEST:
         raise SpecError(f"a spec has at most {LONGEST} characters, got {len(spec)}")
     return _Reader(spec, f, preset, registry or installed(), kind).read()
+
+
+def parse_rule(spec: str | Operator, f: int | None = None, *, preset: str | None = None) -> Operator:
+    """The aggregation of a spec: what makes one row of many. Raises as `parse`, and SpecError for what is none."""
+    operator = parse(spec, f, preset=preset, kind="aggregator")
+    if isinstance(operator, Attack) or operator.out_rows(1000) != 1:
+        raise SpecError(f"{spec} is no aggregation; end the spec with a rule of `byzflow list aggregators`")
+    return operator
+
+
+def parse_attack(spec: str | Operator, f: int | None = 1, *, preset: str | None = None) -> Attack:
+    """The attack of a spec. Raises as `parse`, and SpecError for what is none."""
+    operator = parse(spec, f, preset=preset, kind="attack")
+    if not isinstance(operator, Attack):
+        raise SpecError(f"{spec} is no attack; `byzflow list attacks` shows them")
+    return operator
 
 
 class _Reader:

@@ -10,10 +10,8 @@ from multiprocessing import get_context
 
 import torch
 
-from byzflow.errors import SpecError
 from byzflow.experiments.softmax import Setting, make_data, train
-from byzflow.operators import Attack
-from byzflow.spec import parse
+from byzflow.spec import parse, parse_rule
 
 RULES = ("median", "trimmed_mean", "geometric_median", "krum(neighbors=n-f-1)", "multi_krum(neighbors=n-f-1)")
 BEFORE = ("", "nnm", "arc | nnm")
@@ -55,9 +53,7 @@ def study(
         (replace(setting, gamma=gamma), b, rule, tuple(attacks)) for gamma, rule, b in product(gammas, rules, before)
     ]
     for _, b, rule, _ in tasks:
-        defence = parse(_chain(b, rule), f=setting.f, kind="aggregator")
-        if isinstance(defence, Attack) or defence.out_rows(1000) != 1:
-            raise SpecError(f"{rule} is no aggregation; `byzflow list aggregators` shows them")
+        defence = parse_rule(_chain(b, rule), setting.f)
         defence.check(setting.honest + setting.f)
     cells = []
     with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:

@@ -20,7 +20,7 @@ from byzflow.federation.nodes import ByzantineNode, HonestNode
 from byzflow.federation.vector import Buffers, Integers, ModelVector
 from byzflow.graph import CallableOp, make_single_operator_graph
 from byzflow.operators import Attack, Operator
-from byzflow.spec import parse
+from byzflow.spec import parse_attack
 
 Workers = ActorPool | ActorPoolConfig | Sequence[ActorPoolConfig] | None
 OF_A_BATCH = ("model", "x", "y")
@@ -152,10 +152,7 @@ class DistributedByzantineNode(ModelOfANode, ByzantineNode):
             if type(self).byzantine_gradient is DistributedByzantineNode.byzantine_gradient:
                 raise FederationError(f"{type(self).__name__} needs an attack, or a byzantine_gradient of its own")
             return
-        operator = parse(attack, f=1, kind="attack")
-        if not isinstance(operator, Attack):
-            raise FederationError(f"{operator} is no attack; `byzflow list attacks` shows them")
-        self.attack = operator
+        self.attack = operator = parse_attack(attack)
         graph = make_single_operator_graph(node_name="attack", operator=operator, input_keys=self.needs)
         self.application.register_pipeline(ByzantineNodeApplication.ATTACK_PIPELINE, graph)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from byzflow.errors import FederationError
 from byzflow.operators import Attack
-from byzflow.spec import parse
+from byzflow.spec import parse, parse_attack
 
 
 class Node(ABC):
@@ -174,9 +174,7 @@ class AttackNode(ByzantineNode):
 
     def __init__(self, attack: str | Attack, learner: HonestNode | None = None, step: str | None = None) -> None:
         """Raises SpecError for what is no attack."""
-        operator = parse(attack, f=1, kind="attack")
-        if not isinstance(operator, Attack):
-            raise FederationError(f"{operator} is no attack; `byzflow list attacks` shows them")
+        parse_attack(attack)
         self.attack, self.learner = attack, learner
         self._step = step or "honest_gradient_for_next_batch"
         self._lies = 0

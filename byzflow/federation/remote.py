@@ -26,8 +26,8 @@ from byzflow.gossip.contract import Contract, Term
 from byzflow.gossip.effects import NodeId
 from byzflow.gossip.topology import Topology, topology
 from byzflow.gossip.varying import Varying
-from byzflow.operators import Attack, Operator
-from byzflow.spec import parse
+from byzflow.operators import Operator
+from byzflow.spec import parse_attack, parse_rule
 
 SERVER = "server"
 SECRETS = ("BYZFLOW_SECRET", "BYZPY_HMAC_SECRET")
@@ -144,9 +144,8 @@ def setup(
     for each in members:
         if each.attack is None:
             continue
-        with at(f"{group}[].attack"):
-            if not isinstance(parse(each.attack, f=1, kind="attack"), Attack):
-                raise SpecError(f"{each.attack!r} of id {each.id} is no attack; `byzflow list attacks` shows them")
+        with at(f"{group}[].attack of id {each.id}"):
+            parse_attack(each.attack)
     ids = tuple(each.id for each in members)
     graph: Topology | Varying
     if group == "workers":
@@ -213,9 +212,7 @@ def _rule(file: NodesFile, n: int, say: Say) -> tuple[Operator, int]:
     spec = aggregation.method
     if krum and aggregation.krum_q not in (None, n - f):
         spec += f"(m={aggregation.krum_q})"
-    rule = parse(spec, f=f, preset="byzpy" if krum else None, kind="aggregator")
-    if isinstance(rule, Attack) or rule.out_rows(1000) != 1:
-        raise SpecError(f"{rule} is no aggregation; `byzflow list aggregators` shows them")
+    rule = parse_rule(spec, f, preset="byzpy" if krum else None)
     rule.check(n)
     if krum and n < 2 * f + 3:
         say(f"warning: {n} vectors are fewer than 2f + 3 = {2 * f + 3}: what is proven of Krum does not hold here")

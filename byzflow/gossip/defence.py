@@ -16,8 +16,8 @@ from byzflow.engine.report import Aggregation
 from byzflow.errors import NotEnoughSenders, RowsError, SpecError
 from byzflow.gossip.effects import Heard, NodeId
 from byzflow.graph.subtask import Pool, SubTask
-from byzflow.operators import Attack, Operator
-from byzflow.spec import parse
+from byzflow.operators import Operator
+from byzflow.spec import parse_rule
 
 Kind = tuple[int, torch.dtype, torch.device]
 NOT_FINITE, NO_VECTOR = "NaN or Inf", "no vector of floating numbers"
@@ -59,10 +59,8 @@ class Defence:
     """
 
     def __init__(self, spec: str | Operator = "mean", f: int | None = None, audit: bool = True) -> None:
-        self.operator = parse(spec, f=f, kind="aggregator")
+        self.operator = parse_rule(spec, f)
         self._bears = self.operator.declared if f is None else f
-        if isinstance(self.operator, Attack) or self.operator.out_rows(1000) != 1:
-            raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
         self.audit = audit
         self.state: dict[str, Any] = {}
         self.recorded = False

@@ -19,7 +19,7 @@ from torch import Tensor
 from byzflow.engine.execute import Work, extra_vectors
 from byzflow.engine.extras import extras_for
 from byzflow.engine.passes import combine_pass, gram_pass
-from byzflow.errors import ExtraError, SpecError
+from byzflow.errors import ExtraError
 from byzflow.gram import Gram
 from byzflow.layout import Flat
 from byzflow.operators import (
@@ -34,7 +34,7 @@ from byzflow.operators import (
     seeded,
 )
 from byzflow.rows import AnyRows, Mixed, Rows, saturated
-from byzflow.spec import parse
+from byzflow.spec import parse_rule
 from byzflow_attacks.directions import length
 
 SAMPLE = 1 << 12  # coordinates on which column rules are judged
@@ -217,10 +217,7 @@ def defender(against: str | Operator | None, f: int) -> Operator:
     """The operator that an attack is made against."""
     if against is None:
         raise ExtraError("the attack is made against a defence: pass against=..., such as 'nnm | trimmed_mean'")
-    defence = parse(against, f=f)
-    if isinstance(defence, Attack) or defence.out_rows(1000) != 1:
-        raise SpecError(f"against must be an aggregation, which gives one row, got {defence}")
-    return defence
+    return parse_rule(against, f)
 
 
 def sample_places(d: int) -> Tensor:

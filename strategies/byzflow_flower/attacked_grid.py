@@ -14,6 +14,7 @@ import byzflow
 from byzflow.attendance import shrunk_for
 from byzflow.errors import NotEnoughSenders, SpecError
 from byzflow.memory import extras_for
+from byzflow.spec import parse_attack
 from byzflow_flower.replies import only_record
 from byzflow_flower.sent_model import SentModel, not_finite
 
@@ -65,9 +66,7 @@ class AttackedGrid(Grid):
         against: str | byzflow.Operator | Defence | None = None,
         **extras: Any,
     ) -> None:
-        parsed = byzflow.parse(attack, f=1, kind="attack")
-        if not isinstance(parsed, byzflow.Attack):
-            raise SpecError(f"{attack} is no attack; `byzflow list attacks` shows them")
+        parsed = parse_attack(attack)
         if (f is None) == (nodes is None):
             raise ValueError("give either f, the number of attackers, or nodes, which ones they are")
         if "against" in parsed.accepts and against is None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 import byzflow
 from byzflow.errors import ByzflowError, NonFiniteRows, NotEnoughSenders, RowsError, SpecError
+from byzflow.spec import parse_rule
 from byzflow_lightning.audit import StepAudit
 from byzflow_lightning.buffers import agree_on_buffers
 from byzflow_lightning.exchange import Rule, Trust, from_all, gathered, sharded
@@ -61,9 +62,7 @@ class RobustReducer:
     def __init__(
         self, operator: str | byzflow.Operator, *, f: int | None = None, overlap: bool = False, trust: Trust = "shard"
     ) -> None:
-        self.operator = byzflow.parse(operator, f=f, kind="aggregator") if isinstance(operator, str) else operator
-        if isinstance(self.operator, byzflow.Attack) or self.operator.out_rows(1000) != 1:
-            raise SpecError(f"{self.operator} is no aggregation; end the spec with a rule, such as '| trimmed_mean'")
+        self.operator = parse_rule(operator, f)
         if trust not in ("shard", "gather"):
             raise SpecError(f"trust must be 'shard' or 'gather', got {trust!r}")
         if self.operator.vector_names and (overlap or self.operator.kind == "rows"):

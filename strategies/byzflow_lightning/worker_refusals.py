@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import byzflow
 from byzflow.errors import SpecError
 from byzflow.operators import Attack, Operator
+from byzflow.spec import parse_attack, parse_rule
 
 WHOLE = ("SingleDeviceStrategy", "DDPStrategy")  # each process holds the whole model
 SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
@@ -26,18 +26,14 @@ def check_training(trainer: Any, module: Any) -> None:
 
 def read_rule(spec: str | Operator, n: int, f: int) -> Operator:
     """The aggregation of a spec. SpecError or NotEnoughSenders if it is none, or not valid for n rows."""
-    operator = byzflow.parse(spec, f=f, kind="aggregator")
-    if isinstance(operator, Attack) or operator.out_rows(n) != 1:
-        raise SpecError(f"{operator} is no aggregation: end the spec with a rule, such as '| trimmed_mean'")
+    operator = parse_rule(spec, f)
     operator.check(n)
     return operator
 
 
 def read_attack(spec: str | Operator, honest: int, f: int) -> Attack:
     """The attack of a spec. SpecError or NotEnoughSenders if it is none, or not valid for so many honest rows."""
-    attack = byzflow.parse(spec, f=f, kind="attack")
-    if not isinstance(attack, Attack):
-        raise SpecError(f"{attack} is not an attack: `byzflow list attacks` shows them")
+    attack = parse_attack(spec, f)
     if attack.f != f:
         raise SpecError(f"{attack} is made for f={attack.f} attackers: VirtualWorkers has f={f}")
     attack.check(honest)

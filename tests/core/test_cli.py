@@ -85,7 +85,7 @@ def test_show_as_text_and_json() -> None:
         (["keys", "nw"], "byzflow keys: No such command 'nw'."),
         (["keys", "new", "me", "--dir", __file__], "cannot be written to"),
         (["keys", "list", "--dir", __file__], "is no folder of keys: name one by --dir"),
-        (["study", "--rule", "nnm"], "nnm is no aggregation; `byzflow list aggregators` shows them"),
+        (["study", "--rule", "nnm"], "nnm is no aggregation"),
         (["study", "--rule", "alie"], "alie is no aggregation"),
         (["doctor", "--keys", "keys"], "--keys is for --connect"),
         (["doctor", "--connect", "http://here:1"], "no address of an actor server; write tcp://host:7000"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from byzflow.actors import ActorPool, ActorPoolConfig
 from byzflow.custom import Attack
-from byzflow.errors import ActorError, FederationError, GraphError
+from byzflow.errors import ActorError, FederationError, GraphError, SpecError
 from byzflow.federation.applications import ByzantineNodeApplication, HonestNodeApplication, NodeApplication
 from byzflow.federation.distributed import DistributedByzantineNode, DistributedHonestNode
 from byzflow.federation.parameter_server import ParameterServer
@@ -196,7 +196,7 @@ def test_what_an_attack_lacks_is_said() -> None:
         SmallLiar("ipm").byzantine_gradient(torch.empty(0), torch.empty(0))
     with pytest.raises(FederationError, match="needs an attack, or a byzantine_gradient of its own"):
         SmallLiar(None)
-    with pytest.raises(FederationError, match="is no attack"):
+    with pytest.raises(SpecError, match="is no attack"):
         SmallLiar("median")
 
 

@@ -798,7 +798,7 @@ def test_a_file_of_byzpy_is_read_as_it_is(tmp_path: Path) -> None:
         (("multi_krum", "sign_flip"), "is no aggregation"),
         (("krum_q: 3", "krum_q: 4"), "more than n - f = 3"),
         (("krum_f: 1", "krum_f: 2"), "m=3) needs at least 5 senders, got 4"),
-        (("attack_scale: -1.0", "attack: krum"), "workers[].attack: 'krum' of id 3 is no attack"),
+        (("attack_scale: -1.0", "attack: krum"), "workers[].attack of id 3: krum is no attack"),
         (("rounds: 50", "dataset: mnits"), "training.dataset: unknown dataset 'mnits'; did you mean mnist"),
         (("rounds: 50", "dataset: mnist"), "mnist"),
         (("rounds: 50", "model: mpl"), "unknown model 'mpl'; did you mean mlp"),

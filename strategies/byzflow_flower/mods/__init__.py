@@ -19,8 +19,8 @@ from collections.abc import Mapping
 
 from flwr.app import Context, Message
 
-import byzflow
 from byzflow.errors import SpecError
+from byzflow.spec import parse_attack
 from byzflow_flower.mods.absent import crash, silent, slow
 from byzflow_flower.mods.broken import MALFORMED, malformed, wrong_keys
 from byzflow_flower.mods.lying import free_rider, gaussian, inflate_weight, nan, send, sends_alone, sign_flip
@@ -88,7 +88,6 @@ def chosen(key: str, mods: Mapping[str, Mod] | None = None) -> Mod:
 
 def _is_attack_of_one(spec: str) -> bool:
     try:
-        attack = byzflow.parse(spec, f=1, kind="attack")
+        return sends_alone(parse_attack(spec))
     except SpecError:
         return False
-    return isinstance(attack, byzflow.Attack) and sends_alone(attack)

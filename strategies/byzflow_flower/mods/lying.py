@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 
 import byzflow
 from byzflow.errors import NotEnoughSenders, SpecError
+from byzflow.spec import parse_attack
 from byzflow_flower.mods.who import ClientAppCallable, Mod, is_training, partition, trained
 from byzflow_flower.replies import only_record
 from byzflow_flower.sent_model import SentModel
@@ -22,10 +23,7 @@ def send(attack: str) -> Mod:
     number of clients, `num-partitions`, unless its scale is given. Raises SpecError for a spec that does not read, is
     no attack, or needs to know more than one's own update.
     """
-    parsed = byzflow.parse(attack, f=1, kind="attack")
-    if not isinstance(parsed, byzflow.Attack):
-        raise SpecError(f"{attack} is no attack; `byzflow list attacks` shows them")
-    if not sends_alone(parsed):
+    if not sends_alone(parse_attack(attack)):
         raise SpecError(f"{attack} needs to know more than its own update: use AttackedGrid")
     return _send(attack)
 
@@ -44,7 +42,7 @@ def _send(attack: str) -> Mod:
     def sending(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if not is_training(message):
             return call_next(message, context)
-        operator = byzflow.parse(attack, f=1, kind="attack")
+        operator = parse_attack(attack)
         received = SentModel.of(only_record(message, ArrayRecord)[1])
         reply = call_next(message, context)
         if reply.has_error():
