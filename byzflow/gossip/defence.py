@@ -133,9 +133,8 @@ class Defence:
         senders = [*rows, *(copies * [own[0]] if own is not None else [])]
         extras = memory.extras_for(self.state, senders)
         if weights is not None and "weights" in self.operator.accepts:
-            mixing = [weights.get(each, 0.0) for each in rows] + copies * [
-                0.0
-            ]  # the own row has the silent ones' weight
+            mixing = [weights.get(each, 0.0) for each in rows]
+            mixing += copies * [0.0]  # the own row has the silent ones' weight
             extras["weights"] = torch.tensor(mixing, dtype=torch.float64)
         if self.sample_weights and "sample_weights" in self.operator.accepts:
             counts = [self.sample_weights.get(each, 1.0) for each in senders]

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from byzflow.federation import remote
+from byzflow.federation.federation import Federation
 from byzflow.federation.nodes_file import NodesFile
 from byzflow.federation.remote_server import RemoteServer
 from byzflow.federation.remote_worker import Outcome, RemoteWorker
@@ -103,3 +104,14 @@ def until(true: Any, seconds: float = 60.0) -> None:
     while not true():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.02)
+
+
+def in_one_process(plain: dict[str, Any]) -> str:
+    """The digest that the same nodes come to in `Federation`."""
+    made = setup(plain)
+    federation = Federation(
+        {each.id: made.node(each, "honest") for each in made.members}, "star", made.rule, evaluate_every=0
+    )
+    history = federation.train(made.file.training.rounds)
+    (digest,) = history[-1].digests
+    return digest
